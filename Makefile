@@ -1,0 +1,88 @@
+# `make` alone lists the targets. GNU make 3.81 or newer.
+#
+#   make bn ARGS="--epochs 1"     flags for the script: `make bn ARGS=--help` lists them
+#   make bn PYTHON=python3.12     the interpreter that .venv is made with
+#   make bn VENV=no               use PYTHON's own environment and install nothing (Colab, conda)
+#   make bn PIP_ARGS="..."        arguments for `pip install`
+
+PYTHON ?= python3
+VENV ?= yes
+ARGS ?=
+PIP_ARGS ?=
+VARIANTS := bn gn ln
+SHELL := /bin/sh
+STAMPS := results/.trained
+
+# On Linux, keep freed memory for the next tensor instead of handing it back to the kernel; elsewhere without effect.
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 2147483647
+
+ifeq ($(VENV),no)
+RUN := $(PYTHON)
+else
+RUN := .venv/bin/python
+endif
+
+.PHONY: help all $(VARIANTS) test data summary plots check clean environment force
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z ]*\):[^#]*## /\1: /p' Makefile | \
+	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-8s %s\n", names[i], $$2 }'
+
+bn gn ln: environment ## train this variant, test it, and write its folder in results/
+	@mkdir -p $(STAMPS) && touch $(STAMPS)/$@.begun
+	$(RUN) $@.py $(ARGS)
+	@$(if $(ARGS),rm,mv) $(STAMPS)/$@.begun $(if $(ARGS),,$(STAMPS)/$@)
+
+ifeq ($(strip $(ARGS)),)
+all: $(VARIANTS:%=$(STAMPS)/%) ## train what is missing here or older than its script, and compare the variants
+	$(RUN) -m tools.report compare
+else
+all: $(VARIANTS)
+	$(RUN) -m tools.report show $(ARGS)
+endif
+
+# A stamp is as old as the beginning of its training, so that what is edited meanwhile counts as newer.
+define train
+$(STAMPS)/$(1): $(1).py common.py $(if $(wildcard results/$(1)/SHA256SUMS),,force) | environment
+	@mkdir -p $$(STAMPS) && touch $$@.begun
+	$$(RUN) $(1).py
+	@mv $$@.begun $$@
+endef
+$(foreach variant,$(VARIANTS),$(eval $(call train,$(variant))))
+
+test: environment ## run the tests; they need neither data set nor network
+	$(RUN) -m pytest -q test_common.py
+
+data: environment ## get CIFAR-10 into data/ and check it
+	$(RUN) -m tools.report data
+
+summary: environment ## print the layers and parameters of every variant
+	$(RUN) -m tools.report summary
+
+plots: environment ## redraw every picture and table from the saved results
+	$(RUN) -m tools.report plots
+
+check: environment ## verify the saved results and evaluate their weights on the test set again
+	$(RUN) -m tools.report check
+
+clean: ## remove .venv, caches and leftovers; data and results stay
+	rm -rf .venv .pytest_cache __pycache__ tools/__pycache__ results/.new
+
+# .venv is made anew unless its stamp, written last, names this interpreter and these requirements.
+ifeq ($(VENV),no)
+environment:
+	@$(PYTHON) -c "import torch, torchvision, torchinfo, matplotlib, tqdm, pytest" || \
+	  { echo "$(PYTHON) lacks a requirement: see requirements.txt, or leave out VENV=no" >&2; exit 1; }
+else
+environment:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=...')"
+	@want="$$($(PYTHON) -c 'import sys; print(sys.version, sys.executable)'; cat requirements.txt)"; \
+	if [ "$$want" != "$$(cat .venv/made-with 2>/dev/null)" ]; then \
+	  rm -rf .venv && $(PYTHON) -m venv .venv && \
+	  .venv/bin/python -m pip install $(PIP_ARGS) -r requirements.txt && \
+	  printf '%s\n' "$$want" > .venv/made-with.new && mv .venv/made-with.new .venv/made-with || \
+	  { echo "the installation into .venv did not finish; try again (on Debian: apt install python3-venv)" >&2; exit 1; }; \
+	fi
+endif

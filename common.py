@@ -1,0 +1,566 @@
+"""What bn.py, gn.py and ln.py share, from top to bottom as a picture flows through it:
+
+    recipe -> data -> model -> training -> results -> command line
+
+A script hands its Recipe to main(). Importing this file changes nothing and downloads nothing.
+"""
+
+import argparse
+import csv
+import ctypes
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from tools import storage
+from tools.storage import RunError, write_file
+
+ROOT = Path(__file__).resolve().parent
+DATA, RESULTS = ROOT / "data", ROOT / "results"
+COLOURS = {"bn": "#1f77b4", "gn": "#d95f02", "ln": "#2a9d55"}  # of each variant, in every picture
+MAX_PARAMETERS, MAX_EPOCHS = 50_000, 20  # the assignment: fewer than 50,000 parameters, at most 20 epochs
+LAYERS = "C1 C2 c3 P1 C4 C5 C6 c7 P2 C8 C9 C10 GAP c11".split()
+CONVOLUTIONS = {name for name in LAYERS if name[0] in "Cc" and name != "c11"}  # those that a norm follows
+
+
+class RecipeError(RunError, ValueError):
+    """A value that the network or the training can't take."""
+
+
+# --- Recipe: what a script chooses; every field but the first is a flag as well (batch_size: --batch-size) ---
+
+
+def setting(default, help, valid=lambda value: True):
+    return dataclasses.field(default=default, metadata={"help": help, "valid": valid})
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    variant: str  # the script's name
+    norm: Callable[..., nn.Module] | None  # makes the layer from the number of channels; None: no normalization
+    groups: int | str | None = setting(
+        None, "groups of channels to normalize together, or 'channels': one each",
+        lambda groups: groups in (None, "channels") or groups > 0)
+    dropout: float = setting(0.0, "probability in [0, 1) that an activation is zeroed", lambda p: 0 <= p < 1)
+    dropout_after: str = setting(
+        "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
+    additions: str = setting(
+        "C2 C5 C6 C10", "convolutions whose input is added to their output",
+        lambda names: CONVOLUTIONS.issuperset(names.split()))
+    widths: tuple[int, ...] = setting(
+        (16, 16, 16, 24, 24, 24, 24, 40, 32, 32), "channels of C1 to C10: ten multiples of 8",
+        lambda widths: len(widths) == 10 and all(width > 0 and width % 8 == 0 for width in widths))
+    activation: str = setting("SiLU", "ReLU, SiLU or GELU", lambda name: name in ("ReLU", "SiLU", "GELU"))
+    epochs: int = setting(20, f"1 to {MAX_EPOCHS} passes over the training images", lambda n: 1 <= n <= MAX_EPOCHS)
+    batch_size: int = setting(128, "images in a training step, 1 or more", lambda n: n >= 1)
+    max_lr: float = setting(0.2, "peak of the learning rate, above 0", lambda rate: 0 < rate < float("inf"))
+    warmup: float = setting(0.2, "share of the steps before that peak, in [0, 1]", lambda share: 0 <= share <= 1)
+    momentum: float = setting(0.9, "Nesterov momentum of SGD, in (0, 1)", lambda m: 0 < m < 1)
+    weight_decay: float = setting(
+        5e-4, "L2 penalty on convolution weights, 0 or more", lambda decay: 0 <= decay < float("inf"))
+    crop: int = setting(2, "training images are shifted by up to this many pixels, 0 to 31", lambda n: 0 <= n <= 31)
+    flip: bool = setting(True, "mirror half of the training images, drawn anew each epoch")
+    patience: int = setting(8, "epochs without a better validation loss before stopping, 1 or more", lambda n: n >= 1)
+
+    def values(self):
+        """Every field but the variant, as JSON has them."""
+        names = [field.name for field in dataclasses.fields(self)[1:]]
+        values = {name: getattr(self, name) for name in names}
+        return values | {"norm": self.norm.__name__ if self.norm else "none", "widths": list(self.widths)}
+
+    def validate(self):
+        """Raise RecipeError for a value outside its field's range."""
+        for field in dataclasses.fields(self)[2:]:
+            if not field.metadata["valid"](getattr(self, field.name)):
+                raise RecipeError(f"{field.name} can't be {getattr(self, field.name)!r}: {field.metadata['help']}")
+
+
+# --- Data: six files of 10,000 images; tools/fetch.py gets them, by whichever way, with the same bytes ---
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+VAL_PER_CLASS = 500  # of the 5,000 training images of each class
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # the customary ones of R, G, B in [0, 1]
+DIGESTS = {  # MD5 of the files of CIFAR-10's official binary version, which we keep in data/
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+
+
+def load_data(split):
+    """The images of "train" (50,000) or "test" (10,000), uint8 (N, 3, 32, 32), and their labels, int64 (N,).
+
+    Reads and checks all six files, so that damage is found before a training, not after it.
+    Raises RunError if they are damaged, or neither in data/ nor to be had."""
+    if not all((DATA / name).exists() for name in DIGESTS):
+        from tools import fetch
+
+        fetch.fetch_data()
+    batches = {name: read_batch(name) for name in DIGESTS}
+    records = torch.cat([batches[name] for name in DIGESTS if name.startswith("test") == (split == "test")])
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
+
+
+def read_batch(name):
+    """A file as uint8 (10,000, 3073): label, then 32x32 of red, of green, of blue. Raises RunError if it is damaged."""
+    try:
+        data = bytearray((DATA / name).read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read {DATA / name}: {error.strerror}") from None
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != DIGESTS[name]:
+        raise RunError(f"{DATA / name} is damaged (wrong MD5): delete it and type `make data`")
+    return torch.frombuffer(data, dtype=torch.uint8).view(-1, 3073)
+
+
+def split_indices(targets):
+    """Indices of training and validation images: validation has the last VAL_PER_CLASS of each class in file order."""
+    is_val = torch.zeros(len(targets), dtype=torch.bool)
+    for label in range(len(CLASSES)):
+        is_val[torch.where(targets == label)[0][-VAL_PER_CLASS:]] = True
+    return torch.where(~is_val)[0], torch.where(is_val)[0]
+
+
+def draw_augmentation(count, recipe, generator):
+    """One independent draw an image: shift down and right in pixels, int64 (count,), and flip, bool (count,)."""
+    down, right = torch.randint(-recipe.crop, recipe.crop + 1, (2, count), generator=generator)
+    return down, right, (torch.rand(count, generator=generator) < 0.5) & recipe.flip
+
+
+def augment(images, down, right, flip):
+    """Mirror, then crop with a reflected border, each image by its own draw: uint8 (N, 3, 32, 32) -> the same."""
+    last = images.shape[-1] - 1
+    pixel = torch.arange(last + 1, device=images.device)
+    rows = pixel + down[:, None]  # (N, 32): where each output row comes from; -2 stands for 2, 33 for 29
+    columns = pixel + right[:, None]
+    rows, columns = (last - (last - index.abs()).abs() for index in (rows, columns))
+    columns = torch.where(flip[:, None], last - columns, columns)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # from (N, 32, 32, 3)
+
+
+def normalize(images):
+    """uint8 (N, 3, 32, 32) -> float32 of about zero mean and unit variance: (x / 255 - MEAN) / STD."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
+# --- Model: C1 C2 c3 P1 C4 C5 C6 c7 P2 C8 C9 C10 GAP c11 ---
+
+
+class Network(nn.Module):
+    """The assignment's network: C is a 3x3 convolution, c a 1x1 convolution, P a 2x2 max pool, GAP the mean over H, W.
+
+    Maps float (N, 3, 32, 32) to logits (N, 10)."""
+
+    def __init__(self, recipe):
+        super().__init__()
+        self.additions = recipe.additions.split()
+        widths, channels = iter(recipe.widths), 3
+        for name in LAYERS:
+            if name in ("P1", "P2"):
+                layer = nn.MaxPool2d(2)
+            elif name == "GAP":
+                layer = nn.AdaptiveAvgPool2d(1)
+            elif name == "c11":
+                layer = nn.Conv2d(channels, len(CLASSES), 1)
+            else:
+                before, channels = channels, next(widths)
+                layer = convolution(name, before, channels, recipe)
+                if name in self.additions and before != channels:
+                    raise RecipeError(f"additions: {name} has {before} channels before it and {channels} behind it")
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        for name, layer in self.named_children():
+            x = x + layer(x) if name in self.additions else layer(x)
+        return x.flatten(1)  # (N, 10, 1, 1) -> (N, 10)
+
+
+def convolution(name, before, channels, recipe):
+    """Convolution, norm, activation, and dropout where the recipe asks for it."""
+    size = 3 if name.startswith("C") else 1
+    layers = {"conv": nn.Conv2d(before, channels, size, padding=size // 2, bias=not recipe.norm)}  # a norm has a shift
+    if recipe.groups is not None and recipe.norm:
+        if recipe.groups != "channels" and channels % recipe.groups:
+            raise RecipeError(f"groups: {recipe.groups} groups don't divide the {channels} channels of {name}")
+        layers["norm"] = recipe.norm(channels, channels if recipe.groups == "channels" else recipe.groups)
+    elif recipe.norm:
+        layers["norm"] = recipe.norm(channels)
+    layers["act"] = getattr(nn, recipe.activation)()
+    if name in recipe.dropout_after.split() and recipe.dropout:
+        layers["dropout"] = nn.Dropout(recipe.dropout)
+    return nn.Sequential(OrderedDict(layers))
+
+
+def build_model(recipe):
+    """The network of a recipe, with fresh weights drawn from torch's global generator.
+
+    Raises RecipeError for a value that doesn't fit, and for MAX_PARAMETERS parameters or more."""
+    recipe.validate()
+    model = Network(recipe)
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters >= MAX_PARAMETERS:
+        raise RecipeError(f"{parameters:,} parameters are too many: fewer than {MAX_PARAMETERS:,} are allowed")
+    return model
+
+
+def describe(recipe):
+    """torchinfo's summary of the network for one image: str() it, .total_params, .total_mult_adds."""
+    import torchinfo
+
+    columns = ("output_size", "kernel_size", "num_params", "mult_adds")
+    return torchinfo.summary(build_model(recipe), (1, 3, 32, 32), col_names=columns, row_settings=["var_names"],
+                             device="cpu", verbose=0)
+
+
+# --- Training: SGD, one cycle of the learning rate, early stopping ---
+
+
+class Diverged(RunError):
+    """The loss is no longer a finite number."""
+
+
+def train(model, recipe, train_set, val_set, seed, history):
+    """Train `model` in place, appending a row of history.csv for every epoch, and stop early when it pays no more.
+
+    A set is a pair of images, uint8 (N, 3, 32, 32), and labels, int64 (N,), on the model's device.
+    Returns the weights of the epoch with the lowest validation loss. Raises Diverged."""
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws for every device
+    weights = [p for p in model.parameters() if p.ndim == 4]
+    others = [p for p in model.parameters() if p.ndim < 4]  # scales, shifts and biases
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True)
+    steps = len(train_set[0]) // recipe.batch_size * recipe.epochs
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
+    best_epoch, best_loss, best_weights = 0, float("inf"), None
+    for epoch in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        lr, train_loss, train_accuracy = train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch)
+        val_loss, val_accuracy, _ = evaluate(model, *val_set)
+        if not math.isfinite(val_loss):
+            raise Diverged(f"epoch {epoch}: validation loss {val_loss} at learning rate {lr:.3g}: try a lower --max-lr")
+        seconds = time.perf_counter() - start
+        history.append(dict(zip(HISTORY, (epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds))))
+        print(f"epoch {epoch:2d}: training loss {train_loss:.4f}, accuracy {train_accuracy:.2%}; validation loss "
+              f"{val_loss:.4f}, accuracy {val_accuracy:.2%}; learning rate {lr:.4f}; {seconds:.0f} s", flush=True)
+        if val_loss < best_loss:
+            best_epoch, best_loss = epoch, val_loss
+            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+        elif epoch - best_epoch >= recipe.patience and epoch < recipe.epochs:
+            print(f"stopped early: the validation loss has not fallen since epoch {best_epoch}", flush=True)
+            break
+    return best_weights
+
+
+def one_cycle(step, steps, warmup):
+    """The learning rate of a step (from 0) as a share of its peak: a line up for the warm-up, then a line down."""
+    up = max(1, round(warmup * steps))
+    return min((step + 1) / up, (steps - step) / (steps - up + 1))
+
+
+def train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch):
+    """One pass in random order; images that don't fill a last batch are left out this time.
+
+    Returns the last step's learning rate, and the mean loss and accuracy of the steps. Raises Diverged."""
+    images, targets = train_set
+    device, size, steps = images.device, recipe.batch_size, len(images) // recipe.batch_size
+    order = torch.randperm(len(images), generator=generator).to(device)
+    draws = [draw.to(device) for draw in draw_augmentation(len(images), recipe, generator)]
+    losses, correct, rates = torch.zeros(steps, device=device), torch.zeros(steps, device=device), []
+    model.train()
+    with tqdm(range(steps), desc=f"epoch {epoch:2d}/{recipe.epochs}", leave=False, disable=None) as bar:
+        for step in bar:
+            batch = slice(step * size, (step + 1) * size)
+            chosen = order[batch]
+            logits = model(normalize(augment(images[chosen], *(draw[batch] for draw in draws))))
+            loss = F.cross_entropy(logits, targets[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[step], correct[step] = loss.detach(), (logits.argmax(1) == targets[chosen]).float().mean()
+            rates += scheduler.get_last_lr()[:1]
+            scheduler.step()
+            if not bar.disable and step % 20 == 19:
+                bar.set_postfix(loss=f"{losses[:step + 1].mean():.3f}", accuracy=f"{correct[:step + 1].mean():.1%}")
+    for step in torch.where(~losses.isfinite())[0].tolist():  # once an epoch: a GPU need not wait at every step
+        raise Diverged(f"epoch {epoch}, step {step + 1} of {steps}: the loss is {losses[step].item()} "
+                       f"at learning rate {rates[step]:.3g}: try a lower --max-lr")
+    return rates[-1], losses.mean().item(), correct.mean().item()
+
+
+@torch.no_grad()
+def evaluate(model, images, targets):
+    """Of uint8 images (N, 3, 32, 32): mean cross-entropy, accuracy in [0, 1], logits, float32 (N, 10) on the CPU."""
+    model.eval()
+    batches = (normalize(batch).contiguous(memory_format=torch.channels_last) for batch in images.split(500))
+    logits = torch.cat([model(batch) for batch in batches])
+    accuracy = (logits.argmax(1) == targets).sum().item() / len(targets)
+    return F.cross_entropy(logits, targets).item(), accuracy, logits.cpu()
+
+
+# --- Results: a run is saved whole, and its pictures are drawn from what was saved ---
+
+HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+METRICS = """variant run recipe parameters multiply_adds epochs max_epochs best_epoch stopped_early diverged
+    train_images limit seed device threads torch seconds seconds_per_epoch
+    train_loss train_accuracy val_loss val_accuracy test_loss test_accuracy
+    per_class_accuracy most_accurate_class least_accurate_class""".split()
+
+
+def run_name(recipe, script, limit=None, seed=0, test=True):
+    """The folder of a run: the variant, and every value in which `recipe` differs from the `script`'s own."""
+    new, old = recipe.values(), script.values()
+    parts = [f"{field}={new[field]}" for field in new if new[field] != old[field]]
+    parts += [f"limit={limit}"] * (limit is not None) + [f"seed={seed}"] * (seed != 0) + ["no-test"] * (not test)
+    return "-".join([script.variant, *(re.sub(r"[^\w.=-]+", "+", part).strip("+") for part in parts)])
+
+
+def save_numbers(folder, metrics, history):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: round(value, 6) for key, value in row.items()} for row in history)
+    write_file(folder / "history.csv", text.getvalue().encode())
+    write_file(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+
+
+def save_tensors(path, tensors):
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def read_run(folder):
+    """The numbers of a run: metrics, a dict, and history, a list of dicts of floats."""
+    rows = csv.DictReader((folder / "history.csv").read_text().splitlines())
+    history = [{key: float(value) for key, value in row.items()} for row in rows]
+    return json.loads((folder / "metrics.json").read_text()), history
+
+
+def confident_mistakes(logits, predicted, targets):
+    """The rule of misclassified.png: of each class, the index of the wrong answer that the network is surest of."""
+    confidence = logits.float().softmax(1)[torch.arange(len(targets)), predicted]
+    confidence[predicted == targets] = -1
+    best = [torch.where(targets == label, confidence, -1).argmax() for label in range(len(CLASSES))]
+    return torch.tensor([index for index in best if confidence[index] > 0], dtype=torch.int64)
+
+
+def draw_run(folder):
+    """curves.png and, after a test, confusion.png and misclassified.png, from the files of a run."""
+    metrics, history = read_run(folder)
+    if not metrics["diverged"]:
+        draw_curves(folder, metrics, history)
+    if metrics["test_accuracy"] is not None:
+        saved = torch.load(folder / "predictions.pt", weights_only=True)
+        draw_confusion(folder, metrics, saved)
+        draw_misclassified(folder, metrics, saved)
+
+
+def figure(width, height, columns, rows=1):
+    from matplotlib.figure import Figure  # without pyplot: needs no screen and keeps no state
+
+    picture = Figure((width, height), dpi=110, layout="constrained")
+    return picture, picture.subplots(rows, columns)
+
+
+def save_picture(picture, title, path):
+    picture.suptitle(title, fontsize=11)
+    buffer = io.BytesIO()
+    picture.savefig(buffer)
+    write_file(path, buffer.getvalue())
+
+
+def draw_curves(folder, metrics, history):
+    picture, panels = figure(9, 3.8, 2)
+    epochs, best, colour = [row["epoch"] for row in history], metrics["best_epoch"], COLOURS[metrics["variant"]]
+    for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
+        training, validation = ([scale * row[f"{part}_{name}"] for row in history] for part in ("train", "val"))
+        axes.plot(epochs, training, ":", color=colour, label="training: running mean,\nwith augmentation and dropout")
+        axes.plot(epochs, validation, color=colour, label="validation")
+        kept = validation[best - 1]
+        axes.plot(best, kept, "o", color=colour, label=f"epoch {best}, kept: {kept:.3g}")
+        axes.set(xlabel="epoch", ylabel=f"{name}, {unit}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    title = (f"{metrics['run']}: the network of epoch {best} gets {metrics['val_accuracy']:.1%} of the validation "
+             f"and {metrics['train_accuracy']:.1%} of the training images right")
+    save_picture(picture, title, folder / "curves.png")
+
+
+def draw_confusion(folder, metrics, saved):
+    counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
+    counts.index_put_((saved["targets"], saved["predicted"]), torch.tensor(1), accumulate=True)
+    picture, axes = figure(7.2, 6.6, 1)
+    axes.imshow(counts, cmap="Blues")
+    for true, row in enumerate(counts.tolist()):
+        for predicted, count in enumerate(row):
+            colour = "white" if count > counts.max() / 2 else "black"
+            axes.text(predicted, true, count, ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
+    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
+    best, worst, share = metrics["most_accurate_class"], metrics["least_accurate_class"], metrics["per_class_accuracy"]
+    save_picture(picture, f"{metrics['run']}: {metrics['test_accuracy']:.1%} of the test images right; best {best} "
+                 f"({share[best]:.1%}), worst {worst} ({share[worst]:.1%})", folder / "confusion.png")
+
+
+def draw_misclassified(folder, metrics, saved):
+    picture, panels = figure(9, 4.4, 5, 2)
+    for axes in panels.flat:
+        axes.axis("off")
+    for axes, index, image in zip(panels.flat, saved["shown"], saved["images"]):
+        true, predicted = saved["targets"][index], saved["predicted"][index]
+        confidence = saved["logits"][index].float().softmax(0)[predicted]
+        axes.imshow(image.permute(1, 2, 0))  # (3, 32, 32) -> (32, 32, 3)
+        axes.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\n{confidence:.1%} sure", fontsize=9)
+    title = f"{metrics['run']}: of each class, the wrong answer that the network is surest of (true → predicted)"
+    save_picture(picture, title, folder / "misclassified.png")
+
+
+# --- Command line: what happens when a script is run ---
+
+
+def main(script, argv=None):
+    """Run a script: train, test, save, draw. Exits with 2 for wrong arguments, 1 for a failed run, 130 for Ctrl-C."""
+    recipe, options = parse_args(script, argv)
+    run = run_name(recipe, script, options.limit, options.seed, options.test)
+    try:
+        keep_freed_memory()
+        run_recipe(recipe, run, options)
+    except (RunError, OSError) as error:
+        print(f"{script.variant}.py: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, RecipeError) else 1)
+    except KeyboardInterrupt:
+        print(f"\n{script.variant}.py: interrupted; this training is lost, earlier results are kept", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_args(script, argv=None):
+    """The script's recipe with its overrides, and the options of the run. Exits with 2 if they can't be used."""
+    parser = argparse.ArgumentParser(
+        prog=f"{script.variant}.py", allow_abbrev=False, usage="%(prog)s [flag ...], see %(prog)s --help",
+        description=f"Train the network by the recipe of {script.variant}.py; flags override it for this run.")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    parser.add_argument("--limit", type=int, metavar="N", help="train on the first N training images only")
+    parser.add_argument("--no-test", dest="test", action="store_false", help="stop after validation")
+    norms = [script.norm.__name__, "none"] if script.norm else ["none"]
+    parser.add_argument("--norm", choices=norms, default=norms[0], help=f"after each convolution (default: {norms[0]})")
+    kinds = {"groups": lambda text: text if text == "channels" else int(text),
+             "widths": lambda text: tuple(int(width) for width in text.split(","))}
+    for field in dataclasses.fields(Recipe)[2:]:
+        default = getattr(script, field.name)
+        if field.name == "groups" and default is None:
+            continue  # of no use to this variant, so an error
+        kind = {"type": kinds.get(field.name, type(default))}
+        if isinstance(default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        text = f"{field.metadata['help']} (default: {str(default).strip('()')})"
+        parser.add_argument("--" + field.name.replace("_", "-"), default=default, help=text, **kind)
+    options = parser.parse_args(argv)
+    chosen = {key: value for key, value in vars(options).items() if hasattr(script, key)}
+    recipe = dataclasses.replace(script, **chosen | {"norm": script.norm if options.norm != "none" else None})
+    try:
+        build_model(recipe)
+        found = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()] + ["cpu"]
+        device = options.device or found[0]
+        options.device = torch.zeros(1, device=device).device  # fails where there is none
+        if not 0 <= options.seed < 2**63 or (options.limit or recipe.batch_size) < recipe.batch_size:
+            raise RecipeError("seed must be in [0, 2**63), and limit no less than batch_size")
+    except RecipeError as error:
+        parser.error(str(error))
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"no device {device!r} here: {str(error).splitlines()[0]}")
+    return recipe, options
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next tensor; by default large blocks go back to the kernel every time."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no large block is mapped on its own
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap doesn't shrink
+
+
+def run_recipe(recipe, run, options):
+    """Train by a recipe, choose the epoch by validation, look at the test set once, and leave results/<run>/ behind.
+
+    Raises RunError, and RecipeError for a batch or a limit larger than the training set."""
+    start, folder, history = time.perf_counter(), storage.begin(RESULTS / run), []
+    metrics = dict.fromkeys(METRICS) | {
+        "variant": recipe.variant, "run": run, "recipe": recipe.values(), "max_epochs": recipe.epochs,
+        "limit": options.limit, "seed": options.seed, "device": options.device.type,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "stopped_early": False, "diverged": False}
+    try:
+        images, targets = load_data("train")
+        train_index, val_index = split_indices(targets)
+        if max(recipe.batch_size, options.limit or 0) > len(train_index):
+            raise RecipeError(f"batch_size and limit can't exceed the {len(train_index):,} training images")
+        train_set, val_set = ([data[index].to(options.device) for data in (images, targets)]
+                              for index in (train_index[: options.limit], val_index))
+        info = describe(recipe)
+        write_file(folder / "summary.txt", f"{info}\n".encode())
+        metrics |= {"parameters": info.total_params, "multiply_adds": info.total_mult_adds}
+        metrics["train_images"] = len(train_set[0])
+        print("{run}: {parameters:,} parameters, {train_images:,} images, {device}".format(**metrics), flush=True)
+
+        torch.manual_seed(options.seed)
+        model = build_model(recipe).to(options.device, memory_format=torch.channels_last)
+        try:
+            weights = train(model, recipe, train_set, val_set, options.seed, history)
+        except Diverged:
+            if run != recipe.variant:  # the results of the script itself stay
+                save_numbers(folder, metrics | {"diverged": True, "epochs": len(history) + 1}, history)
+                storage.put_in_place(folder)
+            raise
+
+        model.load_state_dict(weights)
+        save_tensors(folder / "model.pt", {name: value.cpu().contiguous() for name, value in weights.items()})
+        best = min(history, key=lambda row: row["val_loss"])
+        metrics |= {"epochs": len(history), "best_epoch": best["epoch"], "stopped_early": len(history) < recipe.epochs}
+        metrics["train_loss"], metrics["train_accuracy"], _ = evaluate(model, *train_set)
+        metrics["val_loss"], metrics["val_accuracy"], _ = evaluate(model, *val_set)
+        if options.test:
+            metrics |= test(model, folder, options.device)
+        metrics["seconds"] = round(time.perf_counter() - start, 1)
+        metrics["seconds_per_epoch"] = round(sum(row["seconds"] for row in history) / len(history), 2)
+        save_numbers(folder, metrics, history)
+        draw_run(folder)
+        before = read_run(RESULTS / run)[0]["test_accuracy"] if (RESULTS / run / "SHA256SUMS").exists() else None
+        storage.put_in_place(folder)
+    finally:
+        storage.discard(folder)
+    print(f"{run}: kept epoch {best['epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; see {RESULTS / run}")
+    if options.test:
+        print(f"test accuracy {metrics['test_accuracy']:.2%}" + (
+            f"; the run before had {before:.2%} (kept in {RESULTS / '.previous' / run})" if before else ""))
+
+
+def test(model, folder, device):
+    """The one look at the test set: its part of the metrics, and predictions.pt for the pictures."""
+    images, targets = load_data("test")
+    loss, accuracy, logits = evaluate(model, images.to(device), targets.to(device))
+    predicted = logits.argmax(1)
+    shown = confident_mistakes(logits, predicted, targets)
+    save_tensors(folder / "predictions.pt", {
+        "logits": logits.half(), "predicted": predicted, "targets": targets, "shown": shown, "images": images[shown]})
+    share = {name: (predicted[targets == label] == label).double().mean().item() for label, name in enumerate(CLASSES)}
+    return {"test_loss": loss, "test_accuracy": accuracy, "per_class_accuracy": share,
+            "most_accurate_class": max(share, key=share.get), "least_accurate_class": min(share, key=share.get)}

@@ -1,0 +1,27 @@
+"""Group normalization: mean and variance over a group of channels and all positions, for each image on its own.
+
+The C channels of activations x (N, C, H, W) are split into G groups of neighbours: x is seen as (N, G, C/G, H, W),
+and statistics run over the axes (C/G, H, W): N*G means and variances. Then every channel gets a learned scale and
+shift: 2*C parameters, as in batch normalization.
+
+G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization.
+Training and evaluation do the same: no image affects another, nothing is averaged over steps, and the batch may be
+as small as one image. The noise of batch normalization is missing too, so this variant regularizes by dropout:
+in training, not in evaluation, a share of the activations is zeroed, and the rest scaled up to make up for it.
+
+Wu and He 2018, "Group Normalization". Srivastava et al. 2014, "Dropout".
+"""
+
+from torch import nn
+
+from common import Recipe, main
+
+
+def group_norm(channels, groups):
+    return nn.GroupNorm(groups, channels)
+
+
+RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05)
+
+if __name__ == "__main__":
+    main(RECIPE)

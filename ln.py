@@ -1,0 +1,29 @@
+"""Layer normalization: mean and variance over all channels and positions, for each image on its own.
+
+For activations x of shape (N, C, H, W), statistics run over the axes (C, H, W): one mean and one variance an image,
+N of each, from C*H*W numbers. Then every channel gets a learned scale and shift: 2*C parameters. PyTorch calls that
+a group normalization with one group.
+
+Why not nn.LayerNorm((C, H, W))? It computes the same statistics, but learns a scale and a shift for every single
+element: 2*C*H*W parameters. For 16 channels at 32x32 that is 32,768 in one layer, of the 50,000 that the whole
+network may have.
+
+Training and evaluation do the same: no image affects another, and nothing is averaged over steps. Channels do affect
+each other: one with large activations makes all the others smaller.
+
+Ba, Kiros and Hinton 2016, "Layer Normalization".
+"""
+
+from torch import nn
+
+from common import Recipe, main
+
+
+def layer_norm(channels):
+    return nn.GroupNorm(1, channels)
+
+
+RECIPE = Recipe("ln", norm=layer_norm)
+
+if __name__ == "__main__":
+    main(RECIPE)
