@@ -380,7 +380,7 @@ def figure(width, height, columns, rows=1):
 
 
 def save_picture(picture, title, path):
-    picture.suptitle(title, fontsize=11)
+    picture.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     picture.savefig(buffer)
     write_file(path, buffer.getvalue())
@@ -399,8 +399,8 @@ def draw_curves(folder, metrics, history):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    title = (f"{metrics['run']}: the network of epoch {best} gets {metrics['val_accuracy']:.1%} of the validation "
-             f"and {metrics['train_accuracy']:.1%} of the training images right")
+    title = (f"{metrics['run']}\nthe network of epoch {best} gets {metrics['val_accuracy']:.1%} of the validation images "
+             f"right, {metrics['train_accuracy']:.1%} of the training images")
     save_picture(picture, title, folder / "curves.png")
 
 
@@ -417,12 +417,13 @@ def draw_confusion(folder, metrics, saved):
     axes.set_yticks(range(len(CLASSES)), CLASSES)
     axes.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
     best, worst, share = metrics["most_accurate_class"], metrics["least_accurate_class"], metrics["per_class_accuracy"]
-    save_picture(picture, f"{metrics['run']}: {metrics['test_accuracy']:.1%} of the test images right; best {best} "
-                 f"({share[best]:.1%}), worst {worst} ({share[worst]:.1%})", folder / "confusion.png")
+    title = (f"{metrics['run']}\n{metrics['test_accuracy']:.1%} of the test images right; "
+             f"best {best} ({share[best]:.1%}), worst {worst} ({share[worst]:.1%})")
+    save_picture(picture, title, folder / "confusion.png")
 
 
 def draw_misclassified(folder, metrics, saved):
-    picture, panels = figure(9, 4.4, 5, 2)
+    picture, panels = figure(9, 4.6, 5, 2)
     for axes in panels.flat:
         axes.axis("off")
     for axes, index, image in zip(panels.flat, saved["shown"], saved["images"]):
@@ -430,7 +431,7 @@ def draw_misclassified(folder, metrics, saved):
         confidence = saved["logits"][index].float().softmax(0)[predicted]
         axes.imshow(image.permute(1, 2, 0))  # (3, 32, 32) -> (32, 32, 3)
         axes.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\n{confidence:.1%} sure", fontsize=9)
-    title = f"{metrics['run']}: of each class, the wrong answer that the network is surest of (true → predicted)"
+    title = f"{metrics['run']}\nof each class, the wrong answer that the network is surest of (true → predicted)"
     save_picture(picture, title, folder / "misclassified.png")
 
 
