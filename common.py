@@ -6,6 +6,7 @@ A script hands its Recipe to main(). Importing this file changes nothing and dow
 """
 
 import argparse
+import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -326,7 +327,7 @@ METRICS = """variant run recipe parameters multiply_adds epochs max_epochs best_
 def run_name(recipe, script, limit=None, seed=0, test=True):
     """The folder of a run: the variant, and every value in which `recipe` differs from the `script`'s own."""
     new, old = recipe.values(), script.values()
-    parts = [f"{field}={new[field]}" for field in new if new[field] != old[field]]
+    parts = [f"{field}={re.sub('[.]0$', '', str(new[field]).strip('[]'))}" for field in new if new[field] != old[field]]
     parts += [f"limit={limit}"] * (limit is not None) + [f"seed={seed}"] * (seed != 0) + ["no-test"] * (not test)
     return "-".join([script.variant, *(re.sub(r"[^\w.=-]+", "+", part).strip("+") for part in parts)])
 
@@ -357,8 +358,8 @@ def confident_mistakes(logits, predicted, targets):
     """The rule of misclassified.png: of each class, the index of the wrong answer that the network is surest of."""
     confidence = logits.float().softmax(1)[torch.arange(len(targets)), predicted]
     confidence[predicted == targets] = -1
-    best = [torch.where(targets == label, confidence, -1).argmax() for label in range(len(CLASSES))]
-    return torch.tensor([index for index in best if confidence[index] > 0], dtype=torch.int64)
+    by_class = [torch.where(targets == label, confidence, -1) for label in range(len(CLASSES))]
+    return torch.tensor([mistakes.argmax() for mistakes in by_class if mistakes.max() > 0], dtype=torch.int64)
 
 
 def draw_run(folder):
@@ -399,8 +400,8 @@ def draw_curves(folder, metrics, history):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    title = (f"{metrics['run']}\nthe network of epoch {best} gets {metrics['val_accuracy']:.1%} of the validation images "
-             f"right, {metrics['train_accuracy']:.1%} of the training images")
+    title = (f"{metrics['run']}\nthe network of epoch {best} gets {metrics['train_accuracy']:.1%} of the training "
+             f"and {metrics['val_accuracy']:.1%} of the validation images right")
     save_picture(picture, title, folder / "curves.png")
 
 
@@ -408,7 +409,7 @@ def draw_confusion(folder, metrics, saved):
     counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
     counts.index_put_((saved["targets"], saved["predicted"]), torch.tensor(1), accumulate=True)
     picture, axes = figure(7.2, 6.6, 1)
-    axes.imshow(counts, cmap="Blues")
+    axes.imshow(counts.numpy(), cmap="Blues")
     for true, row in enumerate(counts.tolist()):
         for predicted, count in enumerate(row):
             colour = "white" if count > counts.max() / 2 else "black"
@@ -429,7 +430,7 @@ def draw_misclassified(folder, metrics, saved):
     for axes, index, image in zip(panels.flat, saved["shown"], saved["images"]):
         true, predicted = saved["targets"][index], saved["predicted"][index]
         confidence = saved["logits"][index].float().softmax(0)[predicted]
-        axes.imshow(image.permute(1, 2, 0))  # (3, 32, 32) -> (32, 32, 3)
+        axes.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
         axes.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\n{confidence:.1%} sure", fontsize=9)
     title = f"{metrics['run']}\nof each class, the wrong answer that the network is surest of (true → predicted)"
     save_picture(picture, title, folder / "misclassified.png")
@@ -483,8 +484,10 @@ def parse_args(script, argv=None):
         found = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()] + ["cpu"]
         device = options.device or found[0]
         options.device = torch.zeros(1, device=device).device  # fails where there is none
-        if not 0 <= options.seed < 2**63 or (options.limit or recipe.batch_size) < recipe.batch_size:
-            raise RecipeError("seed must be in [0, 2**63), and limit no less than batch_size")
+        if not 0 <= options.seed < 2**63:
+            raise RecipeError(f"seed can't be {options.seed}: 0 or more, below 2**63")
+        if options.limit is not None and options.limit < recipe.batch_size:
+            raise RecipeError(f"limit can't be {options.limit}: no less than batch_size, {recipe.batch_size}")
     except RecipeError as error:
         parser.error(str(error))
     except (RuntimeError, AssertionError) as error:
@@ -494,7 +497,7 @@ def parse_args(script, argv=None):
 
 def keep_freed_memory():
     """Tell glibc to keep freed memory for the next tensor; by default large blocks go back to the kernel every time."""
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no large block is mapped on its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap doesn't shrink
@@ -544,7 +547,10 @@ def run_recipe(recipe, run, options):
         metrics["seconds_per_epoch"] = round(sum(row["seconds"] for row in history) / len(history), 2)
         save_numbers(folder, metrics, history)
         draw_run(folder)
-        before = read_run(RESULTS / run)[0]["test_accuracy"] if (RESULTS / run / "SHA256SUMS").exists() else None
+        before = None
+        with contextlib.suppress(RunError):
+            storage.verify(RESULTS / run)
+            before = read_run(RESULTS / run)[0]["test_accuracy"]
         storage.put_in_place(folder)
     finally:
         storage.discard(folder)

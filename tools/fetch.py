@@ -5,6 +5,7 @@ Whichever way it comes, it ends as the six files of the official binary version,
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from PIL import Image  # comes with matplotlib
 from tqdm import tqdm
 
 import common
@@ -87,16 +89,15 @@ def unpack(source):
             write_file(common.DATA / f"{name}.bin", records)
     except KeyError as error:
         raise RunError(f"{source} has no {error}: complete it, or delete it and type `make data`") from None
-    except (OSError, EOFError, ValueError, TypeError, RuntimeError, tarfile.TarError, zlib.error) as error:
+    except (OSError, EOFError, SyntaxError, ValueError, RuntimeError, tarfile.TarError, zlib.error) as error:
         raise RunError(f"{source} is damaged ({error}): delete it and type `make data`") from None
 
 
 def decode_sheet(png):
     """A sheet of N images, one a row of 1024 RGB pixels, as uint8 (N, 3072): planes of red, of green, of blue."""
-    from torchvision.io import ImageReadMode, decode_image
-
-    sheet = decode_image(torch.frombuffer(bytearray(png), dtype=torch.uint8), ImageReadMode.RGB)  # (3, N, 1024)
-    return sheet.permute(1, 0, 2).flatten(1)
+    with Image.open(io.BytesIO(png)) as image:
+        pixels = bytearray(image.convert("RGB").tobytes())
+        return torch.frombuffer(pixels, dtype=torch.uint8).view(image.height, image.width, 3).transpose(1, 2).flatten(1)
 
 
 def npm_pack(folder):

@@ -9,11 +9,11 @@ import sys
 import torch
 
 import common
-from common import COLOURS, RESULTS, ROOT
+from common import COLOURS
 from tools import storage
 from tools.storage import RunError, write_file
 
-README, BLOCK = ROOT / "README.md", re.compile("(<!-- results: .* -->\n).*(<!-- end of results -->)", re.DOTALL)
+README, BLOCK = common.ROOT / "README.md", re.compile("(<!-- results: .* -->\n).*(<!-- end of results -->)", re.DOTALL)
 
 
 def script_of(variant):
@@ -33,13 +33,13 @@ def recipe_of(metrics):
 
 
 def complete_runs():
-    storage.finish_interrupted(RESULTS)
-    return sorted(sums.parent for sums in RESULTS.glob("*/SHA256SUMS"))
+    storage.finish_interrupted(common.RESULTS)
+    return sorted(sums.parent for sums in common.RESULTS.glob("*/SHA256SUMS"))
 
 
 def published_runs():
     """Metrics and history of the scripts' own runs, verified."""
-    folders = [RESULTS / variant for variant in COLOURS if (RESULTS / variant / "SHA256SUMS").exists()]
+    folders = [common.RESULTS / variant for variant in COLOURS if (common.RESULTS / variant / "SHA256SUMS").exists()]
     for folder in folders:
         storage.verify(folder, pictures=False)
     return [common.read_run(folder) for folder in folders]
@@ -69,9 +69,10 @@ def table(runs):
     images = sorted({f"{m['train_images']:,}" for m in runs})
     machines = sorted({f"{m['device']}, {m['threads']} threads, torch {m['torch']}" for m in runs})
     seeds = sorted({str(m["seed"]) for m in runs})
-    lines += ["", f"One run each, seed {', '.join(seeds)}, on {' or '.join(images)} training images ({'; '.join(machines)}). "
-              "The epoch is chosen by validation loss; the test images are read once, after training. Losses are "
-              "cross-entropy in nats; train is measured with the kept weights, without augmentation and dropout."]
+    lines += ["", f"One run each, seed {', '.join(seeds)}, on {' or '.join(images)} training images "
+              f"({'; '.join(machines)}). The epoch is chosen by validation loss; the test images are read once, after "
+              "training. Losses are cross-entropy in nats; train is measured with the kept weights, without augmentation "
+              "and dropout."]
     return "\n".join(lines) + "\n"
 
 
@@ -108,7 +109,8 @@ def draw_comparison(runs):
         axes.legend(title="at the epoch kept")
     ranking = sorted((metrics for metrics, _ in runs), key=lambda metrics: -metrics["test_accuracy"])
     accuracies = ", ".join(f"{metrics['variant'].upper()} {metrics['test_accuracy']:.1%}" for metrics in ranking)
-    common.save_picture(picture, f"The same network by normalization: test accuracy {accuracies}", RESULTS / "comparison.png")
+    title = f"The same network with each normalization: {accuracies} of the test images right"
+    common.save_picture(picture, title, common.RESULTS / "comparison.png")
 
 
 def compare():
@@ -117,7 +119,7 @@ def compare():
     if not runs:
         raise RunError("nothing to compare yet: type `make all`")
     draw_comparison(runs)
-    write_file(RESULTS / "README.md", results_page(runs).encode())
+    write_file(common.RESULTS / "README.md", results_page(runs).encode())
     write_file(README, readme_with(README.read_text(encoding="utf-8"), runs).encode())
     print(table([metrics for metrics, _ in runs]))
 
@@ -135,7 +137,7 @@ def check():
     """Verify every complete run, evaluate its weights on the test set again, and compare the published tables."""
     folders = complete_runs()
     if not folders:
-        raise RunError(f"there is nothing to check in {RESULTS}: type `make all`")
+        raise RunError(f"there is nothing to check in {common.RESULTS}: type `make all`")
     images, targets = common.load_data("test")
     for folder in folders:
         storage.verify(folder)
@@ -155,8 +157,8 @@ def check():
             published = f"{metrics['test_accuracy']:.2%}, loss {metrics['test_loss']:.4f}"
             raise RunError(f"{folder.name} published accuracy {published}: its weights do not reach that here")
     runs = [run for run in published_runs() if run[0]["test_accuracy"] is not None]
-    text = README.read_text(encoding="utf-8")
-    if readme_with(text, runs) != text or (RESULTS / "README.md").read_text(encoding="utf-8") != results_page(runs):
+    text, page = (path.read_text(encoding="utf-8") for path in (README, common.RESULTS / "README.md"))
+    if text != readme_with(text, runs) or page != results_page(runs):
         raise RunError("README.md or results/README.md is not what results/ yields: type `make plots`")
     print("README.md and results/README.md: as results/ yields")
 
@@ -165,7 +167,7 @@ def summary():
     """Print torchinfo's table of every variant, and the budget."""
     for variant in COLOURS:
         info = common.describe(script_of(variant))
-        print(f"{variant}.py\n{info}\n{info.total_params:,} parameters of fewer than {common.MAX_PARAMETERS:,} allowed\n")
+        print(f"{variant}.py\n{info}\n{info.total_params:,} parameters, fewer than {common.MAX_PARAMETERS:,}\n")
 
 
 def data():
@@ -180,7 +182,7 @@ def show(args):
     for variant in COLOURS:
         script = script_of(variant)
         recipe, options = common.parse_args(script, args)
-        folder = RESULTS / common.run_name(recipe, script, options.limit, options.seed, options.test)
+        folder = common.RESULTS / common.run_name(recipe, script, options.limit, options.seed, options.test)
         storage.verify(folder, pictures=False)
         runs.append(common.read_run(folder)[0])
     print(table(runs))
