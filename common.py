@@ -54,7 +54,7 @@ class Recipe:
     norm: Callable[..., nn.Module] | None  # makes the layer from the number of channels; None: no normalization
     groups: int | str | None = setting(
         None, "groups of channels to normalize together, or 'channels': one each",
-        lambda groups: groups in (None, "channels") or groups > 0)
+        lambda groups: groups in (None, "channels") or isinstance(groups, int) and groups > 0)
     dropout: float = setting(0.0, "probability in [0, 1) that an activation is zeroed", lambda p: 0 <= p < 1)
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
