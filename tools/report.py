@@ -71,8 +71,8 @@ def table(runs):
     seeds = sorted({str(m["seed"]) for m in runs})
     lines += ["", f"One run each, seed {', '.join(seeds)}, on {' or '.join(images)} training images "
               f"({'; '.join(machines)}). The epoch is chosen by validation loss; the test images are read once, after "
-              "training. Losses are cross-entropy in nats; train is measured with the kept weights, without augmentation "
-              "and dropout."]
+              "training. Losses are cross-entropy in nats, train's with the kept weights and without augmentation. "
+              "Minutes are those of training and testing."]
     return "\n".join(lines) + "\n"
 
 
