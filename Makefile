@@ -77,8 +77,9 @@ environment:
 	  { echo "$(PYTHON) lacks a requirement: see requirements.txt, or leave out VENV=no" >&2; exit 1; }
 else
 environment:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=...')"
-	@want="$$($(PYTHON) -c 'import sys; print(sys.version, sys.executable)'; cat requirements.txt)"; \
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	  { echo "$(PYTHON) is not Python 3.10 or newer: name one that is, as in make PYTHON=python3.12" >&2; exit 1; }
+	@want="$$($(PYTHON) -c 'import os, sys; print(sys.version, os.path.realpath(sys.executable))'; cat requirements.txt)"; \
 	if [ "$$want" != "$$(cat .venv/made-with 2>/dev/null)" ]; then \
 	  rm -rf .venv && $(PYTHON) -m venv .venv && \
 	  .venv/bin/python -m pip install $(PIP_ARGS) -r requirements.txt && \

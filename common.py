@@ -481,8 +481,8 @@ def parse_args(script, argv=None):
     recipe = dataclasses.replace(script, **chosen | {"norm": script.norm if options.norm != "none" else None})
     try:
         build_model(recipe)
-        found = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()] + ["cpu"]
-        device = options.device or found[0]
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = options.device or best
         options.device = torch.zeros(1, device=device).device  # fails where there is none
         if not 0 <= options.seed < 2**63:
             raise RecipeError(f"seed can't be {options.seed}: 0 or more, below 2**63")

