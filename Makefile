@@ -23,7 +23,7 @@ else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help all $(VARIANTS) test data summary plots check clean environment force
+.PHONY: help all $(VARIANTS) test data summary plots check torture clean environment force
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,6 +63,9 @@ summary: environment ## print the layers and parameters of every variant
 
 plots: environment ## redraw every picture and table from the saved results
 	$(RUN) -m tools.report plots
+
+torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)
+	$(RUN) -m tools.torture
 
 check: environment ## verify the saved results and evaluate their weights on the test set again
 	$(RUN) -m tools.report check

@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+import signal
 import sys
 import time
 from collections import OrderedDict
@@ -67,11 +68,10 @@ class Recipe:
     activation: str = setting("SiLU", "ReLU, SiLU or GELU", lambda name: name in ("ReLU", "SiLU", "GELU"))
     epochs: int = setting(20, f"1 to {MAX_EPOCHS} passes over the training images", lambda n: 1 <= n <= MAX_EPOCHS)
     batch_size: int = setting(128, "images in a training step, 1 or more", lambda n: n >= 1)
-    max_lr: float = setting(0.2, "peak of the learning rate, above 0", lambda rate: 0 < rate < float("inf"))
+    max_lr: float = setting(0.2, "peak of the learning rate, above 0", lambda rate: 0 < rate < math.inf)
     warmup: float = setting(0.2, "share of the steps before that peak, in [0, 1]", lambda share: 0 <= share <= 1)
     momentum: float = setting(0.9, "Nesterov momentum of SGD, in (0, 1)", lambda m: 0 < m < 1)
-    weight_decay: float = setting(
-        5e-4, "L2 penalty on convolution weights, 0 or more", lambda decay: 0 <= decay < float("inf"))
+    weight_decay: float = setting(5e-4, "L2 penalty on convolution weights, 0 or more", lambda w: 0 <= w < math.inf)
     crop: int = setting(2, "training images are shifted by up to this many pixels, 0 to 31", lambda n: 0 <= n <= 31)
     flip: bool = setting(True, "mirror half of the training images, drawn anew each epoch")
     patience: int = setting(8, "epochs without a better validation loss before stopping, 1 or more", lambda n: n >= 1)
@@ -111,7 +111,6 @@ def load_data(split):
     Raises RunError if they are damaged, or neither in data/ nor to be had."""
     if not all((DATA / name).exists() for name in DIGESTS):
         from tools import fetch
-
         fetch.fetch_data()
     batches = {name: read_batch(name) for name in DIGESTS}
     records = torch.cat([batches[name] for name in DIGESTS if name.startswith("test") == (split == "test")])
@@ -123,7 +122,7 @@ def read_batch(name):
     try:
         data = bytearray((DATA / name).read_bytes())
     except OSError as error:
-        raise RunError(f"cannot read {DATA / name}: {error.strerror}") from None
+        raise RunError(f"cannot read {DATA / name} ({error.strerror}): delete it and type `make data`") from None
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != DIGESTS[name]:
         raise RunError(f"{DATA / name} is damaged (wrong MD5): delete it and type `make data`")
     return torch.frombuffer(data, dtype=torch.uint8).view(-1, 3073)
@@ -237,10 +236,11 @@ class Diverged(RunError):
     """The loss is no longer a finite number."""
 
 
-def train(model, recipe, train_set, val_set, seed, history):
+def train(model, recipe, train_set, val_set, seed, history, save=lambda state: None, saved=None):
     """Train `model` in place, appending a row of history.csv for every epoch, and stop early when it pays no more.
 
-    A set is a pair of images, uint8 (N, 3, 32, 32), and labels, int64 (N,), on the model's device.
+    A set is a pair of images, uint8 (N, 3, 32, 32), and labels, int64 (N,), on the model's device. After every epoch
+    `save` is given all that the rest depends on; handed back as `saved`, it lets the training go on to the same bits.
     Returns the weights of the epoch with the lowest validation loss. Raises Diverged."""
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws for every device
     weights = [p for p in model.parameters() if p.ndim == 4]
@@ -249,23 +249,37 @@ def train(model, recipe, train_set, val_set, seed, history):
     optimizer = torch.optim.SGD(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True)
     steps = len(train_set[0]) // recipe.batch_size * recipe.epochs
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
-    best_epoch, best_loss, best_weights = 0, float("inf"), None
-    for epoch in range(1, recipe.epochs + 1):
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    device, best_weights = train_set[0].device.type, None
+    dropout = torch.cuda if device == "cuda" else torch  # whose random state dropout draws from
+    if saved:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        generator.set_state(saved["draws"])
+        if device == saved["device"]:
+            dropout.set_rng_state(saved["dropout"])
+        history += saved["history"]
+        best_weights = saved["best_weights"]
+        print(f"continuing after epoch {len(history)} of {recipe.epochs}", flush=True)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        best = min(history, key=lambda row: row["val_loss"], default={"epoch": 0, "val_loss": math.inf})
+        if epoch - 1 - best["epoch"] >= recipe.patience:
+            print(f"stopped early: the validation loss has not fallen since epoch {best['epoch']}", flush=True)
+            break
         start = time.perf_counter()
         lr, train_loss, train_accuracy = train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch)
         val_loss, val_accuracy, _ = evaluate(model, *val_set)
         if not math.isfinite(val_loss):
             raise Diverged(f"epoch {epoch}: validation loss {val_loss} at learning rate {lr:.3g}: try a lower --max-lr")
+        if val_loss < best["val_loss"]:
+            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
         seconds = time.perf_counter() - start
         history.append(dict(zip(HISTORY, (epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds))))
         print(f"epoch {epoch:2d}: training loss {train_loss:.4f}, accuracy {train_accuracy:.2%}; validation loss "
               f"{val_loss:.4f}, accuracy {val_accuracy:.2%}; learning rate {lr:.4f}; {seconds:.0f} s", flush=True)
-        if val_loss < best_loss:
-            best_epoch, best_loss = epoch, val_loss
-            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
-        elif epoch - best_epoch >= recipe.patience and epoch < recipe.epochs:
-            print(f"stopped early: the validation loss has not fallen since epoch {best_epoch}", flush=True)
-            break
+        save({name: part.state_dict() for name, part in parts.items()} | {
+            "draws": generator.get_state(), "dropout": dropout.get_rng_state(), "device": device,
+            "history": history, "best_weights": best_weights})
     return best_weights
 
 
@@ -309,17 +323,17 @@ def train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch
 def evaluate(model, images, targets):
     """Of uint8 images (N, 3, 32, 32): mean cross-entropy, accuracy in [0, 1], logits, float32 (N, 10) on the CPU."""
     model.eval()
-    batches = (normalize(batch).contiguous(memory_format=torch.channels_last) for batch in images.split(500))
-    logits = torch.cat([model(batch) for batch in batches])
+    logits = torch.cat([model(normalize(batch).to(memory_format=torch.channels_last)) for batch in images.split(500)])
     accuracy = (logits.argmax(1) == targets).sum().item() / len(targets)
     return F.cross_entropy(logits, targets).item(), accuracy, logits.cpu()
 
 
 # --- Results: a run is saved whole, and its pictures are drawn from what was saved ---
 
+FORMAT = 1  # of checkpoints: raise it when the same recipe no longer trains to the same bits
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 METRICS = """variant run recipe parameters multiply_adds epochs max_epochs best_epoch stopped_early diverged
-    train_images limit seed device threads torch seconds seconds_per_epoch
+    train_images limit seed device threads torch seconds seconds_per_epoch peak_memory_mb
     train_loss train_accuracy val_loss val_accuracy test_loss test_accuracy
     per_class_accuracy most_accurate_class least_accurate_class""".split()
 
@@ -390,9 +404,10 @@ def save_picture(picture, title, path):
 def draw_curves(folder, metrics, history):
     picture, panels = figure(9, 3.8, 2)
     epochs, best, colour = [row["epoch"] for row in history], metrics["best_epoch"], COLOURS[metrics["variant"]]
+    noise = "augmentation and dropout" if metrics["recipe"]["dropout"] else "augmentation"
     for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
         training, validation = ([scale * row[f"{part}_{name}"] for row in history] for part in ("train", "val"))
-        axes.plot(epochs, training, ":", color=colour, label="training: running mean,\nwith augmentation and dropout")
+        axes.plot(epochs, training, ":", color=colour, label=f"training: running mean,\nunder {noise}")
         axes.plot(epochs, validation, color=colour, label="validation")
         kept = validation[best - 1]
         axes.plot(best, kept, "o", color=colour, label=f"epoch {best}, kept: {kept:.3g}")
@@ -440,18 +455,23 @@ def draw_misclassified(folder, metrics, saved):
 
 
 def main(script, argv=None):
-    """Run a script: train, test, save, draw. Exits with 2 for wrong arguments, 1 for a failed run, 130 for Ctrl-C."""
+    """Run a script. Exits with 2 for wrong arguments, 1 for a failed run, 130 for Ctrl-C, 143 for SIGTERM."""
     recipe, options = parse_args(script, argv)
     run = run_name(recipe, script, options.limit, options.seed, options.test)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         keep_freed_memory()
         run_recipe(recipe, run, options)
     except (RunError, OSError) as error:
         print(f"{script.variant}.py: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
-    except KeyboardInterrupt:
-        print(f"\n{script.variant}.py: interrupted; this training is lost, earlier results are kept", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as signals:
+        print(f"{script.variant}.py: interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
+        sys.exit(128 + (signals.args or [signal.SIGINT])[0])
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt(number)
 
 
 def parse_args(script, argv=None):
@@ -462,6 +482,7 @@ def parse_args(script, argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     parser.add_argument("--limit", type=int, metavar="N", help="train on the first N training images only")
+    parser.add_argument("--fresh", action="store_true", help="start over even if an interrupted run could go on")
     parser.add_argument("--no-test", dest="test", action="store_false", help="stop after validation")
     norms = [script.norm.__name__, "none"] if script.norm else ["none"]
     parser.add_argument("--norm", choices=norms, default=norms[0], help=f"after each convolution (default: {norms[0]})")
@@ -507,44 +528,52 @@ def run_recipe(recipe, run, options):
     """Train by a recipe, choose the epoch by validation, look at the test set once, and leave results/<run>/ behind.
 
     Raises RunError, and RecipeError for a batch or a limit larger than the training set."""
-    start, folder, history = time.perf_counter(), storage.begin(RESULTS / run), []
-    metrics = dict.fromkeys(METRICS) | {
-        "variant": recipe.variant, "run": run, "recipe": recipe.values(), "max_epochs": recipe.epochs,
-        "limit": options.limit, "seed": options.seed, "device": options.device.type,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "stopped_early": False, "diverged": False}
-    try:
+    finished = storage.finish_interrupted(RESULTS)
+    if run in finished and read_run(RESULTS / run)[0]["recipe"] == recipe.values() and not options.fresh:
+        return print(f"{run}: the interrupted run was complete; it is now in {RESULTS / run}")
+    with storage.unfinished(RESULTS / run) as folder:
         images, targets = load_data("train")
         train_index, val_index = split_indices(targets)
         if max(recipe.batch_size, options.limit or 0) > len(train_index):
             raise RecipeError(f"batch_size and limit can't exceed the {len(train_index):,} training images")
         train_set, val_set = ([data[index].to(options.device) for data in (images, targets)]
                               for index in (train_index[: options.limit], val_index))
-        info = describe(recipe)
-        write_file(folder / "summary.txt", f"{info}\n".encode())
-        metrics |= {"parameters": info.total_params, "multiply_adds": info.total_mult_adds}
-        metrics["train_images"] = len(train_set[0])
+        info, history = describe(recipe), []
+        metrics = dict.fromkeys(METRICS) | {
+            "variant": recipe.variant, "run": run, "recipe": recipe.values(), "parameters": info.total_params,
+            "multiply_adds": info.total_mult_adds, "max_epochs": recipe.epochs, "stopped_early": False,
+            "diverged": False, "train_images": len(train_set[0]), "limit": options.limit, "seed": options.seed,
+            "device": options.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         print("{run}: {parameters:,} parameters, {train_images:,} images, {device}".format(**metrics), flush=True)
+        write_file(folder / "summary.txt", f"{info}\n".encode())
 
         torch.manual_seed(options.seed)
         model = build_model(recipe).to(options.device, memory_format=torch.channels_last)
+        training = {key: metrics[key] for key in ("recipe", "seed", "limit")}
+        training |= {"format": FORMAT, "data": " ".join(DIGESTS.values())}
+        machine = {key: metrics[key] for key in ("device", "threads", "torch")} | {"CPU": storage.cpu_model()}
+        checkpoint = storage.Checkpoint(folder / storage.CHECKPOINT, training, machine)
+        saved = None if options.fresh else checkpoint.load()
         try:
-            weights = train(model, recipe, train_set, val_set, options.seed, history)
+            weights = train(model, recipe, train_set, val_set, options.seed, history, checkpoint.save, saved)
         except Diverged:
+            checkpoint.path.unlink(missing_ok=True)
             if run != recipe.variant:  # the results of the script itself stay
                 save_numbers(folder, metrics | {"diverged": True, "epochs": len(history) + 1}, history)
                 storage.put_in_place(folder)
             raise
 
+        start = time.perf_counter()
         model.load_state_dict(weights)
         save_tensors(folder / "model.pt", {name: value.cpu().contiguous() for name, value in weights.items()})
-        best = min(history, key=lambda row: row["val_loss"])
+        best, seconds = min(history, key=lambda row: row["val_loss"]), sum(row["seconds"] for row in history)
         metrics |= {"epochs": len(history), "best_epoch": best["epoch"], "stopped_early": len(history) < recipe.epochs}
         metrics["train_loss"], metrics["train_accuracy"], _ = evaluate(model, *train_set)
         metrics["val_loss"], metrics["val_accuracy"], _ = evaluate(model, *val_set)
         if options.test:
             metrics |= test(model, folder, options.device)
-        metrics["seconds"] = round(time.perf_counter() - start, 1)
-        metrics["seconds_per_epoch"] = round(sum(row["seconds"] for row in history) / len(history), 2)
+        metrics |= {"seconds": round(seconds + time.perf_counter() - start, 1),
+                    "seconds_per_epoch": round(seconds / len(history), 2), "peak_memory_mb": storage.peak_memory_mb()}
         save_numbers(folder, metrics, history)
         draw_run(folder)
         before = None
@@ -552,8 +581,6 @@ def run_recipe(recipe, run, options):
             storage.verify(RESULTS / run)
             before = read_run(RESULTS / run)[0]["test_accuracy"]
         storage.put_in_place(folder)
-    finally:
-        storage.discard(folder)
     print(f"{run}: kept epoch {best['epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; see {RESULTS / run}")
     if options.test:
         print(f"test accuracy {metrics['test_accuracy']:.2%}" + (

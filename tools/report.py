@@ -69,10 +69,12 @@ def table(runs):
     images = sorted({f"{m['train_images']:,}" for m in runs})
     machines = sorted({f"{m['device']}, {m['threads']} threads, torch {m['torch']}" for m in runs})
     seeds = sorted({str(m["seed"]) for m in runs})
+    memory = max(m.get("peak_memory_mb") or 0 for m in runs)
     lines += ["", f"One run each, seed {', '.join(seeds)}, on {' or '.join(images)} training images "
               f"({'; '.join(machines)}). The epoch is chosen by validation loss; the test images are read once, after "
               "training. Losses are cross-entropy in nats, train's with the kept weights and without augmentation. "
-              "Minutes are those of training and testing."]
+              "Minutes are those of training and testing"
+              + (f"; the process held {memory / 1000:.2f} GB of memory at most." if memory else ".")]
     return "\n".join(lines) + "\n"
 
 
