@@ -410,7 +410,7 @@ def draw_curves(folder, metrics, history):
         axes.plot(epochs, training, ":", color=colour, label=f"training: running mean,\nunder {noise}")
         axes.plot(epochs, validation, color=colour, label="validation")
         kept = validation[best - 1]
-        axes.plot(best, kept, "o", color=colour, label=f"epoch {best}, kept: {kept:.3g}")
+        axes.plot(best, kept, "o", color=colour, label=f"epoch {best}, kept: {kept:.{1 if scale > 1 else 3}f}")
         axes.set(xlabel="epoch", ylabel=f"{name}, {unit}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

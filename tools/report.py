@@ -103,8 +103,9 @@ def draw_comparison(runs):
     for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
         for metrics, history in runs:
             values = [scale * row[f"val_{name}"] for row in history]
+            kept = values[metrics["best_epoch"] - 1]
             axes.plot([row["epoch"] for row in history], values, color=COLOURS[metrics["variant"]],
-                      label=f"{metrics['variant'].upper()}: {values[metrics['best_epoch'] - 1]:.3g}")
+                      label=f"{metrics['variant'].upper()}: {kept:.{1 if scale > 1 else 3}f}")
         axes.set(xlabel="epoch", ylabel=f"validation {name}, {unit}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
