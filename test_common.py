@@ -1,6 +1,7 @@
 """Tests in the order of common.py, on small synthetic data in the official formats. No network, no data set."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import http.server
@@ -931,6 +932,16 @@ def test_going_on_elsewhere_is_said(world, capsys, monkeypatch):
     assert run(bn.RECIPE, *FLAGS) == 0
     out = capsys.readouterr().out
     assert "the last bits may differ" in out and "is another CPU" in out and "continuing after epoch 1" in out
+
+
+def test_a_training_begun_on_cuda_goes_on_on_the_cpu():
+    images, targets = (part.flatten(0, 1)[:64] for part in make_images())
+    recipe, states, history = replace(gn.RECIPE, epochs=2, batch_size=32), [], []
+    data = (images, targets)
+    common.train(common.build_model(recipe), recipe, data, data, 0, [], lambda state: states.append(copy.deepcopy(state)))
+    begun = states[0] | {"device": "cuda", "dropout": torch.zeros(16, dtype=torch.uint8)}  # as CUDA's generator has it
+    common.train(common.build_model(recipe), recipe, data, data, 0, history, saved=begun)
+    assert [row["epoch"] for row in history] == [1, 2]
 
 
 def test_a_run_is_held_by_one_process(world, capsys):
