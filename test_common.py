@@ -938,7 +938,8 @@ def test_a_training_begun_on_cuda_goes_on_on_the_cpu():
     images, targets = (part.flatten(0, 1)[:64] for part in make_images())
     recipe, states, history = replace(gn.RECIPE, epochs=2, batch_size=32), [], []
     data = (images, targets)
-    common.train(common.build_model(recipe), recipe, data, data, 0, [], lambda state: states.append(copy.deepcopy(state)))
+    save = lambda state: states.append(copy.deepcopy(state))
+    common.train(common.build_model(recipe), recipe, data, data, 0, [], save)
     begun = states[0] | {"device": "cuda", "dropout": torch.zeros(16, dtype=torch.uint8)}  # as CUDA's generator has it
     common.train(common.build_model(recipe), recipe, data, data, 0, history, saved=begun)
     assert [row["epoch"] for row in history] == [1, 2]
