@@ -52,7 +52,7 @@ def wrap(owner, name, before):
         return original(*args, **options)
     setattr(owner, name, wrapped)
 
-step, loss, write, replace, savefig = torch.optim.SGD.step, F.cross_entropy, pathlib.Path.write_bytes, os.replace, None
+write = pathlib.Path.write_bytes
 wrap(torch.optim.SGD, "step", lambda *args: at("mid-epoch"))
 wrap(F, "cross_entropy", lambda *args: torch.is_grad_enabled() or at("mid-evaluation"))
 wrap(matplotlib.figure.Figure, "savefig", lambda *args: at("drawing"))
@@ -230,9 +230,9 @@ def damage(cases, draw, folder):
         run_command(report.compare)
         for script in scripts:
             with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(common, "train_epoch", stop_after(1))
+                test_common.interrupt_after(1, inner)
                 run_command(lambda: common.main(script, FLAGS[:2]))
-        patch.setattr(common, "train_epoch", stop_after(0))
+        test_common.interrupt_after(0, patch)
         train = lambda: common.main(scripts[0], FLAGS[:2])
         plots, check = (lambda: report.main(["plots"])), (lambda: report.main(["check"]))
         files = {
@@ -270,18 +270,6 @@ def damage(cases, draw, folder):
         print(f"{cases} cases, {good} refused or harmless, {unnoticed} unnoticed")
         if unnoticed:
             sys.exit("torture: damage went unnoticed")
-
-
-def stop_after(epochs):
-    """A train_epoch that is interrupted after so many."""
-    original, done = common.train_epoch, []
-
-    def train_epoch(*args):
-        if len(done) == epochs:
-            raise KeyboardInterrupt
-        done.append(True)
-        return original(*args)
-    return train_epoch
 
 
 def main(trainings=21, cases=210, seed=None):
