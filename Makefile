@@ -23,7 +23,7 @@ else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help all $(VARIANTS) test data summary plots check torture clean environment force
+.PHONY: help all $(VARIANTS) test data summary plots check bench torture clean environment force
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,6 +63,9 @@ summary: environment ## print the layers and parameters of every variant
 
 plots: environment ## redraw every picture and table from the saved results
 	$(RUN) -m tools.report plots
+
+bench: environment ## measure the speed here, beside the usual way of writing it (ARGS=accuracy and ARGS=race: longer)
+	$(RUN) -m tools.bench $(ARGS)
 
 torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)
 	$(RUN) -m tools.torture

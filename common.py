@@ -10,6 +10,7 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -156,8 +157,14 @@ def augment(images, down, right, flip):
 
 def normalize(images):
     """uint8 (N, 3, 32, 32) -> float32 of about zero mean and unit variance: (x / 255 - MEAN) / STD."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = on_device(images.device)
     return (images / 255 - mean) / std
+
+
+@functools.cache
+def on_device(device):
+    """MEAN and STD as tensors (3, 1, 1), copied to the device only once."""
+    return [torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD)]
 
 
 # --- Model: C1 C2 c3 P1 C4 C5 C6 c7 P2 C8 C9 C10 GAP c11 ---
@@ -243,12 +250,7 @@ def train(model, recipe, train_set, val_set, seed, history, save=lambda state: N
     `save` is given all that the rest depends on; handed back as `saved`, it lets the training go on to the same bits.
     Returns the weights of the epoch with the lowest validation loss. Raises Diverged."""
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws for every device
-    weights = [p for p in model.parameters() if p.ndim == 4]
-    others = [p for p in model.parameters() if p.ndim < 4]  # scales, shifts and biases
-    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True)
-    steps = len(train_set[0]) // recipe.batch_size * recipe.epochs
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
+    optimizer, scheduler = build_optimizer(model, recipe, len(train_set[0]) // recipe.batch_size * recipe.epochs)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     device, best_weights = train_set[0].device.type, None
     dropout = torch.cuda if device == "cuda" else torch  # whose random state dropout draws from
@@ -283,6 +285,15 @@ def train(model, recipe, train_set, val_set, seed, history, save=lambda state: N
     return best_weights
 
 
+def build_optimizer(model, recipe, steps):
+    """SGD with Nesterov momentum over all parameters, weight decay on convolutions alone, and its learning rates."""
+    weights = [p for p in model.parameters() if p.ndim == 4]
+    others = [p for p in model.parameters() if p.ndim < 4]  # scales, shifts and biases
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
+
+
 def one_cycle(step, steps, warmup):
     """The learning rate of a step (from 0) as a share of its peak: a line up for the warm-up, then a line down."""
     up = max(1, round(warmup * steps))
@@ -299,36 +310,41 @@ def train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch
     draws = [draw.to(device) for draw in draw_augmentation(len(images), recipe, generator)]
     losses, correct, rates = torch.zeros(steps, device=device), torch.zeros(steps, device=device), []
     model.train()
-    with tqdm(range(steps), desc=f"epoch {epoch:2d}/{recipe.epochs}", leave=False, disable=None) as bar:
-        for step in bar:
-            batch = slice(step * size, (step + 1) * size)
-            chosen = order[batch]
+    for step in tqdm(range(steps), desc=f"epoch {epoch:2d}/{recipe.epochs}", leave=False, disable=None):
+        batch = slice(step * size, (step + 1) * size)
+        chosen = order[batch]
+        with mixed_precision(device):
             logits = model(normalize(augment(images[chosen], *(draw[batch] for draw in draws))))
-            loss = F.cross_entropy(logits, targets[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[step], correct[step] = loss.detach(), (logits.argmax(1) == targets[chosen]).float().mean()
-            rates += scheduler.get_last_lr()[:1]
-            scheduler.step()
-            if not bar.disable and step % 20 == 19:
-                bar.set_postfix(loss=f"{losses[:step + 1].mean():.3f}", accuracy=f"{correct[:step + 1].mean():.1%}")
-    for step in torch.where(~losses.isfinite())[0].tolist():  # once an epoch: a GPU need not wait at every step
+        loss = F.cross_entropy(logits.float(), targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses[step], correct[step] = loss.detach(), (logits.argmax(1) == targets[chosen]).float().mean()
+        rates += scheduler.get_last_lr()[:1]
+        scheduler.step()
+    for step in torch.where(~losses.isfinite())[0].tolist():  # only now: within the epoch a GPU is never waited for
         raise Diverged(f"epoch {epoch}, step {step + 1} of {steps}: the loss is {losses[step].item()} "
                        f"at learning rate {rates[step]:.3g}: try a lower --max-lr")
     return rates[-1], losses.mean().item(), correct.mean().item()
+
+
+def mixed_precision(device):
+    """On CUDA, convolutions run in bfloat16, of which its tensor cores do several times as many; elsewhere nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 @torch.no_grad()
 def evaluate(model, images, targets):
     """Of uint8 images (N, 3, 32, 32): mean cross-entropy, accuracy in [0, 1], logits, float32 (N, 10) on the CPU."""
     model.eval()
-    logits = torch.cat([model(normalize(batch).to(memory_format=torch.channels_last)) for batch in images.split(500)])
+    with mixed_precision(images.device):
+        logits = [model(normalize(batch).to(memory_format=torch.channels_last)) for batch in images.split(500)]
+    logits = torch.cat(logits).float()
     accuracy = (logits.argmax(1) == targets).sum().item() / len(targets)
     return F.cross_entropy(logits, targets).item(), accuracy, logits.cpu()
 
 
-# --- Results: a run is saved whole, and its pictures are drawn from what was saved ---
+# --- Results: a run is saved whole, and its pictures (tools/pictures.py) are drawn from what was saved ---
 
 FORMAT = 1  # of checkpoints: raise it when the same recipe no longer trains to the same bits
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
@@ -374,81 +390,6 @@ def confident_mistakes(logits, predicted, targets):
     confidence[predicted == targets] = -1
     by_class = [torch.where(targets == label, confidence, -1) for label in range(len(CLASSES))]
     return torch.tensor([mistakes.argmax() for mistakes in by_class if mistakes.max() > 0], dtype=torch.int64)
-
-
-def draw_run(folder):
-    """curves.png and, after a test, confusion.png and misclassified.png, from the files of a run."""
-    metrics, history = read_run(folder)
-    if not metrics["diverged"]:
-        draw_curves(folder, metrics, history)
-    if metrics["test_accuracy"] is not None:
-        saved = torch.load(folder / "predictions.pt", weights_only=True)
-        draw_confusion(folder, metrics, saved)
-        draw_misclassified(folder, metrics, saved)
-
-
-def figure(width, height, columns, rows=1):
-    from matplotlib.figure import Figure  # without pyplot: needs no screen and keeps no state
-
-    picture = Figure((width, height), dpi=110, layout="constrained")
-    return picture, picture.subplots(rows, columns)
-
-
-def save_picture(picture, title, path):
-    picture.suptitle(title, fontsize=10)
-    buffer = io.BytesIO()
-    picture.savefig(buffer)
-    write_file(path, buffer.getvalue())
-
-
-def draw_curves(folder, metrics, history):
-    picture, panels = figure(9, 3.8, 2)
-    epochs, best, colour = [row["epoch"] for row in history], metrics["best_epoch"], COLOURS[metrics["variant"]]
-    noise = "augmentation and dropout" if metrics["recipe"]["dropout"] else "augmentation"
-    for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
-        training, validation = ([scale * row[f"{part}_{name}"] for row in history] for part in ("train", "val"))
-        axes.plot(epochs, training, ":", color=colour, label=f"training: running mean,\nunder {noise}")
-        axes.plot(epochs, validation, color=colour, label="validation")
-        kept = validation[best - 1]
-        axes.plot(best, kept, "o", color=colour, label=f"epoch {best}, kept: {kept:.{1 if scale > 1 else 3}f}")
-        axes.set(xlabel="epoch", ylabel=f"{name}, {unit}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    title = (f"{metrics['run']}\nthe network of epoch {best} gets {metrics['train_accuracy']:.1%} of the training "
-             f"and {metrics['val_accuracy']:.1%} of the validation images right")
-    save_picture(picture, title, folder / "curves.png")
-
-
-def draw_confusion(folder, metrics, saved):
-    counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
-    counts.index_put_((saved["targets"], saved["predicted"]), torch.tensor(1), accumulate=True)
-    picture, axes = figure(7.2, 6.6, 1)
-    axes.imshow(counts.numpy(), cmap="Blues")
-    for true, row in enumerate(counts.tolist()):
-        for predicted, count in enumerate(row):
-            colour = "white" if count > counts.max() / 2 else "black"
-            axes.text(predicted, true, count, ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
-    axes.set_yticks(range(len(CLASSES)), CLASSES)
-    axes.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
-    best, worst, share = metrics["most_accurate_class"], metrics["least_accurate_class"], metrics["per_class_accuracy"]
-    title = (f"{metrics['run']}\n{metrics['test_accuracy']:.1%} of the test images right; "
-             f"best {best} ({share[best]:.1%}), worst {worst} ({share[worst]:.1%})")
-    save_picture(picture, title, folder / "confusion.png")
-
-
-def draw_misclassified(folder, metrics, saved):
-    picture, panels = figure(9, 4.6, 5, 2)
-    for axes in panels.flat:
-        axes.axis("off")
-    for axes, index, image in zip(panels.flat, saved["shown"], saved["images"]):
-        true, predicted = saved["targets"][index], saved["predicted"][index]
-        confidence = saved["logits"][index].float().softmax(0)[predicted]
-        axes.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
-        axes.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\n{confidence:.1%} sure", fontsize=9)
-    title = f"{metrics['run']}\nof each class, the wrong answer that the network is surest of (true → predicted)"
-    save_picture(picture, title, folder / "misclassified.png")
 
 
 # --- Command line: what happens when a script is run ---
@@ -528,6 +469,8 @@ def run_recipe(recipe, run, options):
     """Train by a recipe, choose the epoch by validation, look at the test set once, and leave results/<run>/ behind.
 
     Raises RunError, and RecipeError for a batch or a limit larger than the training set."""
+    from tools import pictures
+
     finished = storage.finish_interrupted(RESULTS)
     if run in finished and read_run(RESULTS / run)[0]["recipe"] == recipe.values() and not options.fresh:
         return print(f"{run}: the interrupted run was complete; it is now in {RESULTS / run}")
@@ -575,7 +518,7 @@ def run_recipe(recipe, run, options):
         metrics |= {"seconds": round(seconds + time.perf_counter() - start, 1),
                     "seconds_per_epoch": round(seconds / len(history), 2), "peak_memory_mb": storage.peak_memory_mb()}
         save_numbers(folder, metrics, history)
-        draw_run(folder)
+        pictures.draw_run(folder)
         before = None
         with contextlib.suppress(RunError):
             storage.verify(RESULTS / run)

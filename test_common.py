@@ -1063,6 +1063,57 @@ def test_show_prints_the_runs_that_flags_name(copied, capsys):
     assert (copied.folder / "README.md").read_text() == readme
 
 
+# --- Benchmark ---
+
+
+def test_the_usual_way_and_ours_are_the_same_network_on_the_same_images(world, monkeypatch):
+    from tools import bench
+
+    for name, value in {"STEPS": 2, "WARMUP": 1, "EVALUATED": 30}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, batch_size=10))
+    world.results.mkdir()
+    usual, ours, without = bench.Usual(0), bench.Ours("bn"), bench.Ours("bn", channels_last=False)
+    assert all(contestant.train() > 0 for contestant in (usual, ours, without))
+    assert next(without.model.parameters()).is_contiguous()
+    ours.model.load_state_dict(usual.model.state_dict())
+    assert usual.accuracy()[0] == pytest.approx(common.evaluate(ours.model, *ours.val_set)[1])
+    picture, target = usual.val_loader.dataset[7]
+    assert target == ours.val_set[1][7]
+    torch.testing.assert_close(picture, common.normalize(ours.val_set[0][7]))
+    assert set(ours.parts()) == {"augmentation", "forward", "backward", "optimizer"}
+    assert ours.checkpoint() > 0 and not list(world.results.glob(".bench*"))
+
+
+def test_the_floor_counts_every_convolution_three_times_but_the_images_gradient():
+    from tools import bench
+
+    widths, sides = [3, *bn.RECIPE.widths, 10], [32, 32, 32, 16, 16, 16, 16, 8, 8, 8, 1]
+    areas = [9 if name.startswith("C") else 1 for name in common.LAYERS if name[0] in "Cc"]
+    macs = [a * b * area * side**2 for a, b, area, side in zip(widths, widths[1:], areas, sides)]
+    assert bench.convolution_multiply_adds(bn.RECIPE) == pytest.approx(3 * sum(macs) - macs[0], abs=30)  # c11's bias
+
+
+def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
+    from tools import bench
+
+    seconds = {name: {"train": [1e-3] * 3, "evaluate": [4e-4] * 3} for name in bench.CONTESTANTS}
+    seconds["bn"] = {"train": [4e-4, 5e-4, 1e-3], "evaluate": [1e-4] * 3}
+    details = {"multiply_adds_a_second": [7e10] * 3, "convolutions": [0.03], "checkpoint": [0.1], "start_up": [5.0],
+               "parts": [{"augmentation": 0.001, "forward": 0.02, "backward": 0.0395, "optimizer": 0.0005}]}
+    speed = {"seconds": seconds, "details": details, "batch_size": 128, "train_images": 45_000,
+             "multiply_adds": 25_000_000, "machine": "an abacus"}
+    page = bench.page({"speed": speed})
+    assert "trains 2.00x and evaluates 4.00x" in page and "| channels_last | 2.00x as long | 4.00x as long |" in page
+    assert "| forward | 20.0 | 31.2% |" in page and "but forward and backward take 7.0% of a step" in page
+    assert "takes 23.1 s: 351 steps 22.5 s, evaluation of 5,000 validation images 0.50 s, the checkpoint 0.100 s" in page
+    assert "140 GFLOP/s" in page and "convolutions take 16.0 s. An epoch takes 1.44x as long" in page
+    race = {"target": 0.8, "ours": [5, 100.0, 0.81], "usual": [[50, 0.7], [90, 0.805], [150, 0.79]],
+            "usual_seconds": 155.0, "machine": "an abacus"}
+    page = bench.page({"race": race})
+    assert "81.00% after 100 s" in page and "in epoch 2, after 90 s: 0.9x as long" in page and "80.50% in its best" in page
+
+
 # --- Makefile, with a Python that only notes what it is asked to run ---
 
 
@@ -1133,5 +1184,5 @@ def test_make_alone_lists_every_target(checkout):
     _, make = checkout
     status, ran, out = make()
     assert status == 0 and ran == []
-    for target in "bn gn ln all test data summary plots check torture clean".split():
+    for target in "bn gn ln all test data summary plots check bench torture clean".split():
         assert sum(line.startswith(f"make {target} ") for line in out.splitlines()) == 1, target

@@ -10,7 +10,7 @@ import torch
 
 import common
 from common import COLOURS
-from tools import storage
+from tools import pictures, storage
 from tools.storage import RunError, write_file
 
 README, BLOCK = common.ROOT / "README.md", re.compile("(<!-- results: .* -->\n).*(<!-- end of results -->)", re.DOTALL)
@@ -98,30 +98,12 @@ def readme_with(text, runs):
     return BLOCK.sub(lambda match: match[1] + table([m for m, _ in runs]) + match[2], text)
 
 
-def draw_comparison(runs):
-    picture, panels = common.figure(9, 3.8, 2)
-    for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
-        for metrics, history in runs:
-            values = [scale * row[f"val_{name}"] for row in history]
-            kept = values[metrics["best_epoch"] - 1]
-            axes.plot([row["epoch"] for row in history], values, color=COLOURS[metrics["variant"]],
-                      label=f"{metrics['variant'].upper()}: {kept:.{1 if scale > 1 else 3}f}")
-        axes.set(xlabel="epoch", ylabel=f"validation {name}, {unit}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(title="at the epoch kept")
-    ranking = sorted((metrics for metrics, _ in runs), key=lambda metrics: -metrics["test_accuracy"])
-    accuracies = ", ".join(f"{metrics['variant'].upper()} {metrics['test_accuracy']:.1%}" for metrics in ranking)
-    title = f"The same network with each normalization: {accuracies} of the test images right"
-    common.save_picture(picture, title, common.RESULTS / "comparison.png")
-
-
 def compare():
     """Write comparison.png, results/README.md and the block of README.md from the scripts' own runs."""
     runs = [run for run in published_runs() if run[0]["test_accuracy"] is not None]
     if not runs:
         raise RunError("nothing to compare yet: type `make all`")
-    draw_comparison(runs)
+    pictures.draw_comparison(runs, common.RESULTS / "comparison.png")
     write_file(common.RESULTS / "README.md", results_page(runs).encode())
     write_file(README, readme_with(README.read_text(encoding="utf-8"), runs).encode())
     print(table([metrics for metrics, _ in runs]))
@@ -129,15 +111,20 @@ def compare():
 
 def plots():
     """Redraw every picture and table from the saved results."""
+    from tools import bench  # which imports this file
+
     for folder in complete_runs():
         storage.verify(folder, pictures=False)
-        common.draw_run(folder)
+        pictures.draw_run(folder)
         storage.sign(folder)
     compare()
+    bench.write_page()
 
 
 def check():
     """Verify every complete run, evaluate its weights on the test set again, and compare the published tables."""
+    from tools import bench  # which imports this file
+
     folders = complete_runs()
     if not folders:
         raise RunError(f"there is nothing to check in {common.RESULTS}: type `make all`")
@@ -163,7 +150,9 @@ def check():
     text, page = (path.read_text(encoding="utf-8") for path in (README, common.RESULTS / "README.md"))
     if text != readme_with(text, runs) or page != results_page(runs):
         raise RunError("README.md or results/README.md is not what results/ yields: type `make plots`")
-    print("README.md and results/README.md: as results/ yields")
+    if bench.page_differs():
+        raise RunError("results/bench.md is not what results/bench.json yields: type `make plots`")
+    print("README.md, results/README.md and results/bench.md: as results/ yields")
 
 
 def summary():

@@ -1,0 +1,472 @@
+"""How fast training and evaluation are on this machine, and beside what. Writes results/bench.json and bench.md.
+
+    python -m tools.bench            speed: medians over rounds in which every contestant has its turn (5 minutes)
+    python -m tools.bench accuracy   what its speed-ups cost in accuracy: short trainings of three seeds (15 minutes)
+    python -m tools.bench race       the time to 81.7 % of the validation images, one training a side (30 minutes)
+
+Every contestant lives in a process of its own, since the allocator is set per process, and waits while others work.
+"The usual way" is that of most notebooks: PIL images through torchvision's transforms, a DataLoader, the loss read at
+every step, and PyTorch's defaults; with the same network, batch size and optimizer.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+import common
+from tools import storage
+from tools.report import script_of
+from tools.storage import RunError, write_file
+
+ROUNDS, STEPS, WARMUP = 7, 30, 6  # of every contestant; the first steps of a turn are not timed
+EVALUATED = 4000  # images
+MATRIX = 2048  # rows and columns of the product whose rate is taken for the machine's
+TRAINING, VALIDATION = 45_000, 5_000  # images
+SEEDS, SHORT = (0, 1, 2), 3  # of the accuracy check: seeds, epochs
+TARGET = 0.817  # validation accuracy to race to: the test accuracy of the best public answer to the assignment
+USUAL_EPOCHS = 20
+
+OURS = {variant: (variant, {}) for variant in common.COLOURS}
+USUAL = {"usual, 0 workers": ("usual", {"workers": 0}), "usual, 2 workers": ("usual", {"workers": 2})}
+WITHOUT = {  # BN without one of the things that make it fast
+    "batches augmented as tensors": ("usual", {"workers": 0, "channels_last": True, "allocator": True}),
+    "freed memory kept by the allocator": ("bn", {"allocator": False}),
+    "channels_last": ("bn", {"channels_last": False}),
+}
+CONTESTANTS = OURS | USUAL | WITHOUT
+
+
+# --- A contestant: a process that is told on its standard input what to do, and answers with a line of JSON ---
+
+
+class Ours:
+    """The training and evaluation of common.py, as they are or with one of the speed-ups left out."""
+
+    def __init__(self, variant, channels_last=True, allocator=True):
+        if allocator:
+            common.keep_freed_memory()
+        self.recipe = script_of(variant)
+        self.model = common.build_model(self.recipe)
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        else:
+            augment = common.augment  # whose images are stored channels last
+            common.augment = lambda *args: augment(*args).contiguous()
+        images, targets = common.load_data("train")
+        train, val = common.split_indices(targets)
+        self.train_set, self.val_set = ((images[index], targets[index]) for index in (train, val[:EVALUATED]))
+        self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, 10**6)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def steps(self, count):
+        some = [data[: count * self.recipe.batch_size] for data in self.train_set]
+        common.train_epoch(self.model, self.recipe, some, self.optimizer, self.scheduler, self.generator, 0)
+
+    def train(self):
+        self.steps(WARMUP)
+        start = time.perf_counter()
+        self.steps(STEPS)
+        return (time.perf_counter() - start) / (STEPS * self.recipe.batch_size)
+
+    def evaluate(self):
+        start = time.perf_counter()
+        common.evaluate(self.model, *self.val_set)
+        return (time.perf_counter() - start) / EVALUATED
+
+    def multiply_adds_a_second(self):
+        """Multiply-adds a second."""
+        a, b = torch.randn(2, MATRIX, MATRIX)
+        a @ b
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ b
+        return 5 * MATRIX**3 / (time.perf_counter() - start)
+
+    def parts(self):
+        """Seconds a step of each part of it, the steps written out once more with a clock between their lines."""
+        self.model.train()
+        seconds = dict.fromkeys(("augmentation", "forward", "backward", "optimizer"), 0.0)
+        for step in range(STEPS):
+            chosen = torch.randint(len(self.train_set[0]), (self.recipe.batch_size,), generator=self.generator)
+            times = [time.perf_counter()]
+            draws = common.draw_augmentation(len(chosen), self.recipe, self.generator)
+            images = common.normalize(common.augment(self.train_set[0][chosen], *draws))
+            times.append(time.perf_counter())
+            loss = F.cross_entropy(self.model(images), self.train_set[1][chosen])
+            times.append(time.perf_counter())
+            self.optimizer.zero_grad()
+            loss.backward()
+            times.append(time.perf_counter())
+            self.optimizer.step()
+            self.scheduler.step()
+            times.append(time.perf_counter())
+            for part, begin, end in zip(seconds, times, times[1:]):
+                seconds[part] += (end - begin) / STEPS
+        return seconds
+
+    def convolutions(self):
+        """Seconds a step that torch's profiler sees in convolutions, forward and backward."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.steps(10)
+        events = [event for event in profile.key_averages() if "convolution" in event.key]
+        return sum(event.self_cpu_time_total for event in events) / 1e6 / 10
+
+    def checkpoint(self):
+        """Seconds to save one."""
+        path = common.RESULTS / ".bench-checkpoint.pt"
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        state = {name: part.state_dict() for name, part in parts.items()} | {"best_weights": self.model.state_dict()}
+        start = time.perf_counter()
+        storage.Checkpoint(path, {}, {}).save(state)
+        seconds = time.perf_counter() - start
+        path.unlink()
+        return seconds
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Pairs of a transformed PIL image and its label, of a split's images that `index` names."""
+
+    def __init__(self, index, transform):
+        from PIL import Image
+
+        images, targets = common.load_data("train")
+        self.pictures = [Image.fromarray(image) for image in images[index].permute(0, 2, 3, 1).contiguous().numpy()]
+        self.targets, self.transform = targets[index].tolist(), transform
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        return self.transform(self.pictures[index]), self.targets[index]
+
+
+class Usual:
+    """The usual way of writing the training of bn.py. `padding` is RandomCrop's."""
+
+    def __init__(self, workers, channels_last=False, allocator=False, seed=0, padding=(4, "constant")):
+        from torchvision import transforms
+
+        if allocator:
+            common.keep_freed_memory()
+        torch.manual_seed(seed)
+        self.recipe = script_of("bn")
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = common.build_model(self.recipe).to(memory_format=self.format)
+        last = [transforms.ToTensor(), transforms.Normalize(common.MEAN, common.STD)]
+        crop = transforms.RandomCrop(32, padding=padding[0], padding_mode=padding[1])
+        train, val = common.split_indices(common.load_data("train")[1])
+        size = self.recipe.batch_size
+        self.loader, self.val_loader = (
+            torch.utils.data.DataLoader(Pictures(index, transforms.Compose(steps)), size, num_workers=workers, **order)
+            for index, steps, order in (
+                (train, [crop, transforms.RandomHorizontalFlip(), *last], {"shuffle": True, "drop_last": True}),
+                (val, last, {})))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=self.recipe.momentum, nesterov=True,
+                                         weight_decay=self.recipe.weight_decay)
+        self.scheduler = None
+
+    def step(self, images, targets):
+        loss = F.cross_entropy(self.model(images.to(memory_format=self.format)), targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.scheduler:
+            self.scheduler.step()
+        return loss.item()
+
+    def train(self):
+        self.model.train()
+        for step, batch in zip(range(WARMUP + STEPS), self.loader):
+            if step == WARMUP:
+                start = time.perf_counter()
+            self.step(*batch)
+        return (time.perf_counter() - start) / (STEPS * self.recipe.batch_size)
+
+    @torch.no_grad()
+    def accuracy(self, batches=None):
+        """Of the validation images in the first `batches`, and seconds an image."""
+        self.model.eval()
+        correct = seen = 0
+        start = time.perf_counter()
+        for _, (images, targets) in zip(range(batches or len(self.val_loader)), self.val_loader):
+            correct += (self.model(images.to(memory_format=self.format)).argmax(1) == targets).sum().item()
+            seen += len(targets)
+        return correct / seen, (time.perf_counter() - start) / seen
+
+    def evaluate(self):
+        return self.accuracy(EVALUATED // self.recipe.batch_size)[1]
+
+    def learn(self, epochs):
+        """Train whole epochs; seconds and validation accuracy at the end of each."""
+        start, reached = time.perf_counter(), []
+        for epoch in range(epochs):
+            self.model.train()
+            for batch in self.loader:
+                self.step(*batch)
+            reached.append((time.perf_counter() - start, self.accuracy()[0]))
+            seconds, accuracy = reached[-1]
+            print(f"the usual way, epoch {epoch + 1}: {accuracy:.2%} after {seconds:.0f} s", file=sys.stderr)
+        return reached
+
+    def learn_by_recipe(self, epochs):
+        """As learn(), with the optimizer and schedule of bn.py."""
+        self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, epochs * len(self.loader))
+        return self.learn(epochs)
+
+    def learn_by_steps(self, epochs):
+        """As learn(), with the steps of the learning rate that are customary."""
+        epoch = len(self.loader)
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [10 * epoch, 15 * epoch], 0.1)
+        return self.learn(epochs)
+
+
+def work(kind, options):
+    """The life of a contestant: every line it reads is a method's name and arguments."""
+    contestant = Usual(**options) if kind == "usual" else Ours(kind, **options)
+    for line in sys.stdin:
+        method, *args = json.loads(line)
+        print(json.dumps(getattr(contestant, method)(*args)), flush=True)
+
+
+class Contestant:
+    """A handle to a contestant's process."""
+
+    def __init__(self, kind, options):
+        self.process = subprocess.Popen([sys.executable, "-m", "tools.bench", "work", kind, json.dumps(options)],
+                                        cwd=common.ROOT, env=clean_environment(), text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, *call):
+        print(json.dumps(call), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RunError(f"a contestant ended while asked for {call[0]}")
+        return json.loads(answer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def clean_environment():
+    """Without the allocator settings of the Makefile: a contestant chooses its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+
+# --- The three measurements, each a dict of plain numbers ---
+
+
+def speed():
+    """Seconds an image of every contestant, round by round, and of BN alone what a step and an epoch consist of."""
+    with contextlib.ExitStack() as stack:
+        crowd = {name: stack.enter_context(Contestant(*contestant)) for name, contestant in CONTESTANTS.items()}
+        seconds = {name: {"train": [], "evaluate": []} for name in crowd}
+        details = {"multiply_adds_a_second": [], "parts": [], "convolutions": [], "checkpoint": []}
+        for turn in range(ROUNDS + 1):  # the first is for warming up
+            for name, contestant in crowd.items():
+                for method, values in (seconds[name] | (details if name == "bn" else {})).items():
+                    value = contestant(method)
+                    values += [value] if turn else []
+            print(f"round {turn} of {ROUNDS}" if turn else "warmed up", flush=True)
+    details["start_up"] = [start_up() for _ in range(ROUNDS)]
+    recipe = script_of("bn")
+    return {"seconds": seconds, "details": details, "batch_size": recipe.batch_size, "train_images": TRAINING,
+            "multiply_adds": convolution_multiply_adds(recipe)}
+
+
+def convolution_multiply_adds(recipe):
+    """Of all convolutions in a training step, an image: the output, the gradient of the weights and of the input."""
+    layers = common.describe(recipe).summary_list
+    macs = [layer.macs for layer in layers if layer.class_name == "Conv2d"]
+    return 3 * sum(macs) - macs[0]  # the images themselves need no gradient
+
+
+def start_up():
+    """Seconds from the command to the end of the first training step."""
+    code = """if True:
+        import bn, common, sys
+        def first_step(model, recipe, train_set, *rest):
+            train_epoch(model, recipe, [data[:recipe.batch_size] for data in train_set], *rest)
+            sys.exit()
+        train_epoch, common.train_epoch = common.train_epoch, first_step
+        common.main(bn.RECIPE, ["--no-test", "--fresh", "--patience", "999"])"""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=common.ROOT, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def train_ours(epochs, seed=0):
+    """Seconds of the whole command, and the best validation accuracy of its run."""
+    flags = ["--epochs", str(epochs), "--seed", str(seed), "--no-test", "--fresh"]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "bn.py", *flags], cwd=common.ROOT, check=True)
+    seconds = time.perf_counter() - start
+    script = script_of("bn")
+    run = common.run_name(dataclasses.replace(script, epochs=epochs), script, seed=seed, test=False)
+    return seconds, common.read_run(common.RESULTS / run)[0]["val_accuracy"]
+
+
+def accuracy():
+    """Validation accuracy of short trainings by the recipe, with all that makes them fast and without any of it."""
+    crop = (script_of("bn").crop, "reflect")
+    ours, usual = [], []
+    for seed in SEEDS:
+        ours.append(train_ours(SHORT, seed)[1])
+        with Contestant("usual", {"workers": 0, "seed": seed, "padding": crop}) as contestant:
+            usual.append(contestant("learn_by_recipe", SHORT)[-1][1])
+    return {"epochs": SHORT, "seeds": SEEDS, "ours": ours, "usual": usual}
+
+
+def race():
+    """The shortest training of ours that reaches TARGET, and the usual way's."""
+    for epochs in range(3, common.MAX_EPOCHS + 1):
+        seconds, reached = train_ours(epochs)
+        if reached >= TARGET:
+            break
+    with Contestant("usual", {"workers": 0}) as contestant:
+        start = time.perf_counter()
+        epochs_of_usual = contestant("learn_by_steps", USUAL_EPOCHS)
+        whole = time.perf_counter() - start
+    return {"target": TARGET, "ours": [epochs, seconds, reached], "usual": epochs_of_usual, "usual_seconds": whole}
+
+
+# --- The report: results/bench.md, from the numbers in results/bench.json ---
+
+
+def ratio(slow, fast):
+    """Of two contestants that took turns: the median of the ratios round by round."""
+    return statistics.median(a / b for a, b in zip(slow, fast))
+
+
+def table(head, rows):
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def speed_report(saved):
+    seconds, details, step_of = saved["seconds"], saved["details"], {}
+    rows = []
+    for name in [*OURS, *USUAL]:
+        train, evaluate = (statistics.median(seconds[name][method]) for method in ("train", "evaluate"))
+        rows.append([name, f"{1 / train:,.0f}", f"{1 / evaluate:,.0f}", f"{train * saved['train_images']:.1f}"])
+    yield "## Images a second\n"
+    yield table(["", "training", "evaluation", f"seconds for {TRAINING:,} training images"], rows)
+    ratios = [{name: ratio(seconds[name][method], seconds["bn"][method]) for name in [*USUAL, *WITHOUT]}
+              for method in ("train", "evaluate")]
+    train, evaluate = (min(part[name] for name in USUAL) for part in ratios)
+    yield (f"`bn` trains {train:.2f}x and evaluates {evaluate:.2f}x as fast as the better of the usual ways "
+           "(medians of the ratios round by round).\n")
+    yield "## What each speed-up is worth\n"
+    yield table(["BN without", "training", "evaluation"],
+                [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in WITHOUT])
+
+    size, steps = saved["batch_size"], saved["train_images"] // saved["batch_size"]
+    step = statistics.median(seconds["bn"]["train"]) * size
+    parts = {name: statistics.median(part[name] for part in details["parts"]) for name in details["parts"][0]}
+    parts["the rest"] = step - sum(parts.values())
+    yield "## Where the time of BN goes\n"
+    yield table(["part of a step", "ms", "share"],
+                [[name, f"{1e3 * value:.1f}", f"{value / step:.1%}"] for name, value in parts.items()])
+    others = 1 - (parts["forward"] + parts["backward"]) / step
+    evaluation = statistics.median(seconds["bn"]["evaluate"]) * VALIDATION
+    checkpoint = statistics.median(details["checkpoint"])
+    epoch = steps * step + evaluation + checkpoint
+    rate, convolutions = (statistics.median(details[name]) for name in ("multiply_adds_a_second", "convolutions"))
+    floor = saved["multiply_adds"] * size * steps / rate
+    yield (f"All but forward and backward take {others:.1%} of a step. An epoch takes {epoch:.1f} s: {steps} steps "
+           f"{steps * step:.1f} s, evaluation of {VALIDATION:,} validation images {evaluation:.2f} s, the checkpoint "
+           f"{checkpoint:.3f} s. From the command to the end of the first step: "
+           f"{statistics.median(details['start_up']):.1f} s.\n")
+    yield (f"The floor: the convolutions of a training step need {saved['multiply_adds'] / 1e6:.1f} M multiply-adds an "
+           f"image, forward and backward; a product of two {MATRIX}x{MATRIX} matrices ran at "
+           f"{2 * rate / 1e9:.0f} GFLOP/s, at which an epoch's convolutions take {floor:.1f} s. An epoch takes "
+           f"{epoch / floor:.2f}x as long. The profiler sees {1e3 * convolutions:.1f} ms a step in convolutions, {convolutions / step:.0%} of it.\n")
+
+
+def accuracy_report(saved):
+    yield "## No accuracy lost\n"
+    rows = [[str(seed), f"{ours:.2%}", f"{usual:.2%}"]
+            for seed, ours, usual in zip(saved["seeds"], saved["ours"], saved["usual"])]
+    means = [f"{statistics.mean(saved[side]):.2%} ± {statistics.stdev(saved[side]):.2%}" for side in ("ours", "usual")]
+    yield table(["seed", "all of it", "none of it"], [*rows, ["mean ± standard deviation", *means]])
+    yield (f"Validation accuracy of BN's recipe after a training of {saved['epochs']} epochs, with all that makes it "
+           "fast, and written the usual way with none of it (same augmentation, optimizer and schedule).\n")
+
+
+def race_report(saved):
+    (epochs, seconds, reached), usual = saved["ours"], saved["usual"]
+    crossed = next(((time, epoch + 1) for epoch, (time, value) in enumerate(usual) if value >= saved["target"]), None)
+    best = max(value for _, value in usual)
+    yield f"## Time to {saved['target']:.1%} of the validation images\n"
+    yield (f"`bn.py --epochs {epochs}` is the shortest training of ours that gets there: {reached:.2%} after "
+           f"{seconds:.0f} s, start to end. The usual way ({len(usual)} epochs, learning rate 0.1, a tenth of it from "
+           f"epoch 11 and again from epoch 16) takes {saved['usual_seconds']:.0f} s for {usual[-1][1]:.2%}, "
+           f"{best:.2%} in its best epoch; "
+           + (f"it first got there in epoch {crossed[1]}, after {crossed[0]:.0f} s: {crossed[0] / seconds:.1f}x as "
+              "long." if crossed else "it never got there.") + " One training a side.\n")
+
+
+REPORTS = {"speed": speed_report, "accuracy": accuracy_report, "race": race_report}
+
+
+def page(results):
+    """results/bench.md: every measurement that was made, with its machine."""
+    parts = ["# Speed\n", "Written by `make bench` from bench.json; what the words mean is said in tools/bench.py.\n"]
+    for name, report in REPORTS.items():
+        if name in results:
+            parts += [*report(results[name]), f"Measured on: {results[name]['machine']}.\n"]
+    return "\n".join(parts)
+
+
+def files():
+    return common.RESULTS / "bench.json", common.RESULTS / "bench.md"
+
+
+def write_page():
+    """bench.md from bench.json, if there is one."""
+    numbers, text = files()
+    if numbers.exists():
+        write_file(text, page(json.loads(numbers.read_text())).encode())
+
+
+def page_differs():
+    """Whether bench.md is anything but what bench.json yields."""
+    numbers, text = files()
+    return numbers.exists() and (not text.exists() or text.read_text() != page(json.loads(numbers.read_text())))
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measurement", nargs="?", default="speed", choices=REPORTS)
+    measurement = parser.parse_args().measurement
+    numbers, _ = files()
+    try:
+        saved = {"speed": speed, "accuracy": accuracy, "race": race}[measurement]()
+        results = json.loads(numbers.read_text()) if numbers.exists() else {}
+        results[measurement] = saved | {"machine": (
+            f"{storage.cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}")}
+        write_file(numbers, (json.dumps(results, indent=1) + "\n").encode())
+        write_page()
+    except (RunError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"bench: {error}")
+    print(page({measurement: results[measurement]}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["work"]:
+        work(sys.argv[2], json.loads(sys.argv[3]))
+    else:
+        main()

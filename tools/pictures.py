@@ -1,0 +1,101 @@
+"""The pictures of a run and of the variants beside each other, drawn from saved files alone."""
+
+import io
+
+import torch
+
+from common import CLASSES, COLOURS, read_run
+from tools.storage import write_file
+
+
+def draw_run(folder):
+    """curves.png and, after a test, confusion.png and misclassified.png, from the files of a run."""
+    metrics, history = read_run(folder)
+    if not metrics["diverged"]:
+        draw_curves(folder, metrics, history)
+    if metrics["test_accuracy"] is not None:
+        saved = torch.load(folder / "predictions.pt", weights_only=True)
+        draw_confusion(folder, metrics, saved)
+        draw_misclassified(folder, metrics, saved)
+
+
+def figure(width, height, columns, rows=1):
+    from matplotlib.figure import Figure  # without pyplot: needs no screen and keeps no state
+
+    picture = Figure((width, height), dpi=110, layout="constrained")
+    return picture, picture.subplots(rows, columns)
+
+
+def save_picture(picture, title, path):
+    picture.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    picture.savefig(buffer)
+    write_file(path, buffer.getvalue())
+
+
+def draw_curves(folder, metrics, history):
+    picture, panels = figure(9, 3.8, 2)
+    epochs, best, colour = [row["epoch"] for row in history], metrics["best_epoch"], COLOURS[metrics["variant"]]
+    noise = "augmentation and dropout" if metrics["recipe"]["dropout"] else "augmentation"
+    for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
+        training, validation = ([scale * row[f"{part}_{name}"] for row in history] for part in ("train", "val"))
+        axes.plot(epochs, training, ":", color=colour, label=f"training: running mean,\nunder {noise}")
+        axes.plot(epochs, validation, color=colour, label="validation")
+        kept = validation[best - 1]
+        axes.plot(best, kept, "o", color=colour, label=f"epoch {best}, kept: {kept:.{1 if scale > 1 else 3}f}")
+        axes.set(xlabel="epoch", ylabel=f"{name}, {unit}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    title = (f"{metrics['run']}\nthe network of epoch {best} gets {metrics['train_accuracy']:.1%} of the training "
+             f"and {metrics['val_accuracy']:.1%} of the validation images right")
+    save_picture(picture, title, folder / "curves.png")
+
+
+def draw_confusion(folder, metrics, saved):
+    counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
+    counts.index_put_((saved["targets"], saved["predicted"]), torch.tensor(1), accumulate=True)
+    picture, axes = figure(7.2, 6.6, 1)
+    axes.imshow(counts.numpy(), cmap="Blues")
+    for true, row in enumerate(counts.tolist()):
+        for predicted, count in enumerate(row):
+            colour = "white" if count > counts.max() / 2 else "black"
+            axes.text(predicted, true, count, ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
+    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
+    best, worst, share = metrics["most_accurate_class"], metrics["least_accurate_class"], metrics["per_class_accuracy"]
+    title = (f"{metrics['run']}\n{metrics['test_accuracy']:.1%} of the test images right; "
+             f"best {best} ({share[best]:.1%}), worst {worst} ({share[worst]:.1%})")
+    save_picture(picture, title, folder / "confusion.png")
+
+
+def draw_misclassified(folder, metrics, saved):
+    picture, panels = figure(9, 4.6, 5, 2)
+    for axes in panels.flat:
+        axes.axis("off")
+    for axes, index, image in zip(panels.flat, saved["shown"], saved["images"]):
+        true, predicted = saved["targets"][index], saved["predicted"][index]
+        confidence = saved["logits"][index].float().softmax(0)[predicted]
+        axes.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
+        axes.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\n{confidence:.1%} sure", fontsize=9)
+    title = f"{metrics['run']}\nof each class, the wrong answer that the network is surest of (true → predicted)"
+    save_picture(picture, title, folder / "misclassified.png")
+
+
+def draw_comparison(runs, path):
+    picture, panels = figure(9, 3.8, 2)
+    for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
+        for metrics, history in runs:
+            values = [scale * row[f"val_{name}"] for row in history]
+            kept = values[metrics["best_epoch"] - 1]
+            axes.plot([row["epoch"] for row in history], values, color=COLOURS[metrics["variant"]],
+                      label=f"{metrics['variant'].upper()}: {kept:.{1 if scale > 1 else 3}f}")
+        axes.set(xlabel="epoch", ylabel=f"validation {name}, {unit}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(title="at the epoch kept")
+    ranking = sorted((metrics for metrics, _ in runs), key=lambda metrics: -metrics["test_accuracy"])
+    accuracies = ", ".join(f"{metrics['variant'].upper()} {metrics['test_accuracy']:.1%}" for metrics in ranking)
+    title = f"The same network with each normalization: {accuracies} of the test images right"
+    save_picture(picture, title, path)
