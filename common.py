@@ -211,7 +211,7 @@ def convolution(name, before, channels, recipe):
         layers["norm"] = recipe.norm(channels)
     layers["act"] = getattr(nn, recipe.activation)()
     if name in recipe.dropout_after.split() and recipe.dropout:
-        layers["dropout"] = nn.Dropout(recipe.dropout)
+        layers["dropout"] = nn.Dropout2d(recipe.dropout)
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -328,9 +328,19 @@ def train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch
     return rates[-1], losses.mean().item(), correct.mean().item()
 
 
+def precision(device):
+    """What convolutions compute in: bfloat16 where the hardware has instructions for it, else float32.
+
+    bfloat16 halves what goes through memory, of which there is more than of arithmetic. Weights stay in float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and storage.cpu_has("avx512_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
 def mixed_precision(device):
-    """On CUDA, convolutions run in bfloat16, of which its tensor cores do several times as many; elsewhere nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
 
 
 @torch.no_grad()
@@ -346,10 +356,11 @@ def evaluate(model, images, targets):
 
 # --- Results: a run is saved whole, and its pictures (tools/pictures.py) are drawn from what was saved ---
 
-FORMAT = 1  # of checkpoints: raise it when the same recipe no longer trains to the same bits
+FORMAT = 2  # of checkpoints: raise it when the same recipe no longer trains to the same bits
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+MACHINE = ("device", "precision", "threads", "torch")  # what the last bits of a training depend on
 METRICS = """variant run recipe parameters multiply_adds epochs max_epochs best_epoch stopped_early diverged
-    train_images limit seed device threads torch seconds seconds_per_epoch peak_memory_mb
+    train_images limit seed device precision threads torch seconds seconds_per_epoch peak_memory_mb
     train_loss train_accuracy val_loss val_accuracy test_loss test_accuracy
     per_class_accuracy most_accurate_class least_accurate_class""".split()
 
@@ -486,7 +497,8 @@ def run_recipe(recipe, run, options):
             "variant": recipe.variant, "run": run, "recipe": recipe.values(), "parameters": info.total_params,
             "multiply_adds": info.total_mult_adds, "max_epochs": recipe.epochs, "stopped_early": False,
             "diverged": False, "train_images": len(train_set[0]), "limit": options.limit, "seed": options.seed,
-            "device": options.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+            "device": options.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+            "precision": str(precision(options.device)).removeprefix("torch.")}
         print("{run}: {parameters:,} parameters, {train_images:,} images, {device}".format(**metrics), flush=True)
         write_file(folder / "summary.txt", f"{info}\n".encode())
 
@@ -494,7 +506,7 @@ def run_recipe(recipe, run, options):
         model = build_model(recipe).to(options.device, memory_format=torch.channels_last)
         training = {key: metrics[key] for key in ("recipe", "seed", "limit")}
         training |= {"format": FORMAT, "data": " ".join(DIGESTS.values())}
-        machine = {key: metrics[key] for key in ("device", "threads", "torch")} | {"CPU": storage.cpu_model()}
+        machine = {key: metrics[key] for key in MACHINE} | {"CPU": storage.cpu_model()}
         checkpoint = storage.Checkpoint(folder / storage.CHECKPOINT, training, machine)
         saved = None if options.fresh else checkpoint.load()
         try:

@@ -12,13 +12,21 @@ in training, not in evaluation, a share of the activations is zeroed, and the re
 Wu and He 2018, "Group Normalization". Srivastava et al. 2014, "Dropout".
 """
 
+import torch
 from torch import nn
 
 from common import Recipe, main
 
 
+class GroupNorm(nn.GroupNorm):
+    """As PyTorch's, whose kernels are several times slower on channels_last than on contiguous activations."""
+
+    def forward(self, x):
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 def group_norm(channels, groups):
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
 
 
 RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05)

@@ -21,8 +21,10 @@ import time
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import common
+import gn
 from tools import storage
 from tools.report import script_of
 from tools.storage import RunError, write_file
@@ -37,10 +39,14 @@ USUAL_EPOCHS = 20
 
 OURS = {variant: (variant, {}) for variant in common.COLOURS}
 USUAL = {"usual, 0 workers": ("usual", {"workers": 0}), "usual, 2 workers": ("usual", {"workers": 2})}
-WITHOUT = {  # BN without one of the things that make it fast
-    "batches augmented as tensors": ("usual", {"workers": 0, "channels_last": True, "allocator": True}),
-    "freed memory kept by the allocator": ("bn", {"allocator": False}),
-    "channels_last": ("bn", {"channels_last": False}),
+FAST = {"channels_last": True, "allocator": True, "bfloat16": True}
+WITHOUT = {  # ours without one of the things that make it fast
+    "bn without batches augmented as tensors (PIL images and a DataLoader instead)": ("usual", {"workers": 0} | FAST),
+    "bn without channels_last": ("bn", {"without": "channels_last"}),
+    "bn without bfloat16": ("bn", {"without": "bfloat16"}),
+    "bn without freed memory kept by the allocator": ("bn", {"without": "allocator"}),
+    "gn without dropping whole channels (single activations instead)": ("gn", {"without": "Dropout2d"}),
+    "gn without contiguous activations in GroupNorm": ("gn", {"without": "contiguous"}),
 }
 CONTESTANTS = OURS | USUAL | WITHOUT
 
@@ -51,12 +57,18 @@ CONTESTANTS = OURS | USUAL | WITHOUT
 class Ours:
     """The training and evaluation of common.py, as they are or with one of the speed-ups left out."""
 
-    def __init__(self, variant, channels_last=True, allocator=True):
-        if allocator:
+    def __init__(self, variant, without=None):
+        if without != "allocator":
             common.keep_freed_memory()
+        if without == "bfloat16":
+            common.precision = lambda device: torch.float32
+        if without == "Dropout2d":
+            nn.Dropout2d = nn.Dropout
+        if without == "contiguous":
+            gn.GroupNorm = nn.GroupNorm
         self.recipe = script_of(variant)
         self.model = common.build_model(self.recipe)
-        if channels_last:
+        if without != "channels_last":
             self.model.to(memory_format=torch.channels_last)
         else:
             augment = common.augment  # whose images are stored channels last
@@ -101,7 +113,9 @@ class Ours:
             draws = common.draw_augmentation(len(chosen), self.recipe, self.generator)
             images = common.normalize(common.augment(self.train_set[0][chosen], *draws))
             times.append(time.perf_counter())
-            loss = F.cross_entropy(self.model(images), self.train_set[1][chosen])
+            with common.mixed_precision(images.device):
+                logits = self.model(images)
+            loss = F.cross_entropy(logits.float(), self.train_set[1][chosen])
             times.append(time.perf_counter())
             self.optimizer.zero_grad()
             loss.backward()
@@ -152,7 +166,7 @@ class Pictures(torch.utils.data.Dataset):
 class Usual:
     """The usual way of writing the training of bn.py. `padding` is RandomCrop's."""
 
-    def __init__(self, workers, channels_last=False, allocator=False, seed=0, padding=(4, "constant")):
+    def __init__(self, workers, channels_last=False, allocator=False, bfloat16=False, seed=0, padding=(4, "constant")):
         from torchvision import transforms
 
         if allocator:
@@ -160,6 +174,7 @@ class Usual:
         torch.manual_seed(seed)
         self.recipe = script_of("bn")
         self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.precision = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
         self.model = common.build_model(self.recipe).to(memory_format=self.format)
         last = [transforms.ToTensor(), transforms.Normalize(common.MEAN, common.STD)]
         crop = transforms.RandomCrop(32, padding=padding[0], padding_mode=padding[1])
@@ -175,7 +190,9 @@ class Usual:
         self.scheduler = None
 
     def step(self, images, targets):
-        loss = F.cross_entropy(self.model(images.to(memory_format=self.format)), targets)
+        with self.precision:
+            logits = self.model(images.to(memory_format=self.format))
+        loss = F.cross_entropy(logits.float(), targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -198,7 +215,9 @@ class Usual:
         correct = seen = 0
         start = time.perf_counter()
         for _, (images, targets) in zip(range(batches or len(self.val_loader)), self.val_loader):
-            correct += (self.model(images.to(memory_format=self.format)).argmax(1) == targets).sum().item()
+            with self.precision:
+                logits = self.model(images.to(memory_format=self.format))
+            correct += (logits.argmax(1) == targets).sum().item()
             seen += len(targets)
         return correct / seen, (time.perf_counter() - start) / seen
 
@@ -363,13 +382,13 @@ def speed_report(saved):
         rows.append([name, f"{1 / train:,.0f}", f"{1 / evaluate:,.0f}", f"{train * saved['train_images']:.1f}"])
     yield "## Images a second\n"
     yield table(["", "training", "evaluation", f"seconds for {TRAINING:,} training images"], rows)
-    ratios = [{name: ratio(seconds[name][method], seconds["bn"][method]) for name in [*USUAL, *WITHOUT]}
-              for method in ("train", "evaluate")]
+    ratios = [{name: ratio(seconds[name][method], seconds["gn" if name.startswith("gn") else "bn"][method])
+               for name in [*USUAL, *WITHOUT]} for method in ("train", "evaluate")]
     train, evaluate = (min(part[name] for name in USUAL) for part in ratios)
     yield (f"`bn` trains {train:.2f}x and evaluates {evaluate:.2f}x as fast as the better of the usual ways "
            "(medians of the ratios round by round).\n")
     yield "## What each speed-up is worth\n"
-    yield table(["BN without", "training", "evaluation"],
+    yield table(["", "training", "evaluation"],
                 [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in WITHOUT])
 
     size, steps = saved["batch_size"], saved["train_images"] // saved["batch_size"]
@@ -392,7 +411,8 @@ def speed_report(saved):
     yield (f"The floor: the convolutions of a training step need {saved['multiply_adds'] / 1e6:.1f} M multiply-adds an "
            f"image, forward and backward; a product of two {MATRIX}x{MATRIX} matrices ran at "
            f"{2 * rate / 1e9:.0f} GFLOP/s, at which an epoch's convolutions take {floor:.1f} s. An epoch takes "
-           f"{epoch / floor:.2f}x as long. The profiler sees {1e3 * convolutions:.1f} ms a step in convolutions, {convolutions / step:.0%} of it.\n")
+           f"{epoch / floor:.2f}x as long. The profiler sees {1e3 * convolutions:.1f} ms a step in convolutions, "
+           f"{convolutions / step:.0%} of it.\n")
 
 
 def accuracy_report(saved):
@@ -457,7 +477,8 @@ def main():
         saved = {"speed": speed, "accuracy": accuracy, "race": race}[measurement]()
         results = json.loads(numbers.read_text()) if numbers.exists() else {}
         results[measurement] = saved | {"machine": (
-            f"{storage.cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}")}
+            f"{storage.cpu_model()}, {torch.get_num_threads()} threads, "
+            f"{common.precision(torch.device('cpu'))}, torch {torch.__version__}")}
         write_file(numbers, (json.dumps(results, indent=1) + "\n").encode())
         write_page()
     except (RunError, OSError, subprocess.CalledProcessError) as error:

@@ -67,7 +67,7 @@ def table(runs):
             f"{m['seconds'] / 60:.0f}" if m["seconds"] else "–"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     images = sorted({f"{m['train_images']:,}" for m in runs})
-    machines = sorted({f"{m['device']}, {m['threads']} threads, torch {m['torch']}" for m in runs})
+    machines = sorted({f"{m['device']}, {m['threads']} threads, {m['precision']}, torch {m['torch']}" for m in runs})
     seeds = sorted({str(m["seed"]) for m in runs})
     memory = max(m.get("peak_memory_mb") or 0 for m in runs)
     lines += ["", f"One run each, seed {', '.join(seeds)}, on {' or '.join(images)} training images "

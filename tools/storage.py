@@ -7,6 +7,7 @@ results/.previous/<run>. So a kill at any moment leaves a checkpoint to go on fr
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import os
@@ -134,12 +135,21 @@ def peak_memory_mb():
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
 
-def cpu_model():
+@functools.cache
+def cpu():
+    """What Linux says of the first CPU; empty elsewhere."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(": ")[1]
-    return platform.processor()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    return {}
+
+
+def cpu_model():
+    return cpu().get("model name") or platform.processor()
+
+
+def cpu_has(instructions):
+    return instructions in cpu().get("flags", "").split()
 
 
 def sign(folder):
