@@ -71,8 +71,8 @@ class Ours:
         if without != "channels_last":
             self.model.to(memory_format=torch.channels_last)
         else:
-            augment = common.augment  # whose images are stored channels last
-            common.augment = lambda *args: augment(*args).contiguous()
+            normalize = common.normalize
+            common.normalize = lambda images: normalize(images).contiguous()
         images, targets = common.load_data("train")
         train, val = common.split_indices(targets)
         self.train_set, self.val_set = ((images[index], targets[index]) for index in (train, val[:EVALUATED]))
