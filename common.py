@@ -69,10 +69,14 @@ class Recipe:
     activation: str = setting("SiLU", "ReLU, SiLU or GELU", lambda name: name in ("ReLU", "SiLU", "GELU"))
     epochs: int = setting(20, f"1 to {MAX_EPOCHS} passes over the training images", lambda n: 1 <= n <= MAX_EPOCHS)
     batch_size: int = setting(128, "images in a training step, 1 or more", lambda n: n >= 1)
-    max_lr: float = setting(0.2, "peak of the learning rate, above 0", lambda rate: 0 < rate < math.inf)
+    optimizer: str = setting("Muon", "of the filters: Muon or SGD; everything else has SGD",
+                             lambda name: name in ("Muon", "SGD"))
+    max_lr: float = setting(0.04, "peak of the filters' learning rate, above 0", lambda rate: 0 < rate < math.inf)
+    other_lr: float = setting(0.05, "that of scales, shifts and c11", lambda rate: 0 < rate < math.inf)
     warmup: float = setting(0.2, "share of the steps before that peak, in [0, 1]", lambda share: 0 <= share <= 1)
-    momentum: float = setting(0.9, "Nesterov momentum of SGD, in (0, 1)", lambda m: 0 < m < 1)
-    weight_decay: float = setting(5e-4, "L2 penalty on convolution weights, 0 or more", lambda w: 0 <= w < math.inf)
+    zero_mean: bool = setting(True, "under Muon, filters keep a mean of zero")
+    momentum: float = setting(0.9, "Nesterov momentum, in (0, 1)", lambda m: 0 < m < 1)
+    weight_decay: float = setting(0.0, "L2 penalty on filters under SGD, 0 or more", lambda w: 0 <= w < math.inf)
     crop: int = setting(2, "training images are shifted by up to this many pixels, 0 to 31", lambda n: 0 <= n <= 31)
     flip: bool = setting(True, "mirror half of the training images, drawn anew each epoch")
     patience: int = setting(8, "epochs without a better validation loss before stopping, 1 or more", lambda n: n >= 1)
@@ -236,7 +240,7 @@ def describe(recipe):
                              device="cpu", verbose=0)
 
 
-# --- Training: SGD, one cycle of the learning rate, early stopping ---
+# --- Training: Muon, one cycle of the learning rate, early stopping ---
 
 
 class Diverged(RunError):
@@ -285,12 +289,52 @@ def train(model, recipe, train_set, val_set, seed, history, save=lambda state: N
     return best_weights
 
 
+class Muon(torch.optim.SGD):
+    """SGD, but filters (groups with "turn") move by orthogonalized momentum, and keep their length and a mean of zero.
+
+    Orthogonalized, a step moves all directions alike, not mostly those with a large gradient; the learning rate is its
+    length as a share of the filters'. A norm behind the filters undoes their length, so that may stay as it is. A mean
+    of zero ignores what all inputs have in common: positive activations would otherwise give every image the same
+    large response, which group and layer normalization, unlike batch normalization, don't subtract channel by channel.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; zero mean as in Qiao et al. 2019,
+    "Weight Standardization"."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"] if group["turn"] else ():
+                state, momentum = self.state[p], group["momentum"]
+                if not state:
+                    state.update(length=p.norm(), momentum_buffer=torch.zeros_like(p))
+                state["momentum_buffer"].mul_(momentum).add_(p.grad)
+                direction = p.grad + momentum * state["momentum_buffer"]  # Nesterov
+                direction = orthogonalize(direction.flatten(1)).view_as(p)
+                p -= group["lr"] * state["length"] / direction.norm() * direction
+                if group["zero_mean"]:
+                    p -= p.mean((1, 2, 3), keepdim=True)
+                p *= state["length"] / p.norm()
+                p.grad = None  # nothing is left for SGD
+        super().step()
+
+
+def orthogonalize(matrix, steps=3):
+    """(M, N) -> the same singular vectors, singular values near 1: Newton-Schulz steps with Muon's coefficients."""
+    x = matrix / (matrix.norm() + 1e-12)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x
+
+
 def build_optimizer(model, recipe, steps):
-    """SGD with Nesterov momentum over all parameters, weight decay on convolutions alone, and its learning rates."""
-    weights = [p for p in model.parameters() if p.ndim == 4]
-    others = [p for p in model.parameters() if p.ndim < 4]  # scales, shifts and biases
-    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True)
+    """Muon or SGD for the filters, SGD for scales, shifts and c11, all with momentum; and the schedule of rates."""
+    filters = [layer.conv.weight for layer in model.children() if hasattr(layer, "conv")]
+    others = [p for p in model.parameters() if all(p is not weight for weight in filters)]
+    groups = [{"params": filters, "turn": recipe.optimizer == "Muon", "zero_mean": recipe.zero_mean,
+               "weight_decay": recipe.weight_decay},
+              {"params": others, "turn": False, "lr": recipe.other_lr}]
+    optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
 
 
