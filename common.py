@@ -66,7 +66,8 @@ class Recipe:
     widths: tuple[int, ...] = setting(
         (16, 16, 16, 24, 24, 24, 24, 40, 32, 32), "channels of C1 to C10: ten multiples of 8",
         lambda widths: len(widths) == 10 and all(width > 0 and width % 8 == 0 for width in widths))
-    activation: str = setting("SiLU", "ReLU, SiLU or GELU", lambda name: name in ("ReLU", "SiLU", "GELU"))
+    activation: str = setting(
+        "Hardswish", "ReLU, Hardswish, SiLU or GELU", lambda name: name in ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = setting(20, f"1 to {MAX_EPOCHS} passes over the training images", lambda n: 1 <= n <= MAX_EPOCHS)
     batch_size: int = setting(128, "images in a training step, 1 or more", lambda n: n >= 1)
     optimizer: str = setting("Muon", "of the filters: Muon or SGD; everything else has SGD",
