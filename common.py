@@ -320,11 +320,13 @@ class Muon(torch.optim.SGD):
 
 
 def orthogonalize(matrix, steps=3):
-    """(M, N) -> the same singular vectors, singular values near 1: Newton-Schulz steps with Muon's coefficients."""
+    """(M, N) -> the same singular vectors, singular values near 1, by Muon's Newton-Schulz steps.
+
+    Each is x -> 3.4445 x - 4.7750 (x x.T) x + 2.0315 (x x.T)^2 x."""
     x = matrix / (matrix.norm() + 1e-12)
     for _ in range(steps):
         gram = x @ x.T
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x
 
 
