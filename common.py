@@ -294,11 +294,8 @@ class Muon(torch.optim.SGD):
     """SGD, but filters (groups with "turn") move by orthogonalized momentum, and keep their length and a mean of zero.
 
     Orthogonalized, a step moves all directions alike, not mostly those with a large gradient; the learning rate is its
-    length as a share of the filters'. A norm behind the filters undoes their length, so that may stay as it is. A mean
-    of zero ignores what all inputs have in common: positive activations would otherwise give every image the same
-    large response, which group and layer normalization, unlike batch normalization, don't subtract channel by channel.
-
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; zero mean as in Qiao et al. 2019,
+    length as a share of the filters'. A norm undoes the length, so that may stay; ln.py says what the mean is about.
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the mean as in Qiao et al. 2019,
     "Weight Standardization"."""
 
     @torch.no_grad()

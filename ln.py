@@ -8,6 +8,12 @@ Why not nn.LayerNorm((C, H, W))? It computes the same statistics, but learns a s
 element: 2*C*H*W parameters. For 16 channels at 32x32 that is 32,768 in one layer, of the 50,000 that the whole
 network may have.
 
+What is not removed is what differs from channel to channel, but not from image to image. Activations are mostly
+positive, so a filter whose weights don't add up to zero answers every image with the same large constant. Batch
+normalization subtracts it, channel by channel; here it stays, takes up to a third of what passes through each layer of
+a fresh network, and images look much alike to the last layer: one reason why group and layer normalization learn
+slowly in their first epochs. So the filters of all three networks are kept at a mean of zero (`--no-zero-mean`: not).
+
 Training and evaluation do the same: no image affects another, and nothing is averaged over steps. Channels do affect
 each other: one with large activations makes all the others smaller.
 
