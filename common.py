@@ -61,10 +61,10 @@ class Recipe:
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
     additions: str = setting(
-        "C2 C5 C6 C10", "convolutions whose input is added to their output",
+        "C2 C4 C6 C8 C9 C10", "convolutions whose input is added to their output",
         lambda names: CONVOLUTIONS.issuperset(names.split()))
     widths: tuple[int, ...] = setting(
-        (16, 16, 16, 24, 24, 24, 24, 40, 32, 32), "channels of C1 to C10: ten multiples of 8",
+        (16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
         lambda widths: len(widths) == 10 and all(width > 0 and width % 8 == 0 for width in widths))
     activation: str = setting(
         "Hardswish", "ReLU, Hardswish, SiLU or GELU", lambda name: name in ("ReLU", "Hardswish", "SiLU", "GELU"))
