@@ -57,7 +57,7 @@ class Recipe:
     groups: int | str | None = setting(
         None, "groups of channels to normalize together, or 'channels': one each",
         lambda groups: groups in (None, "channels") or isinstance(groups, int) and groups > 0)
-    dropout: float = setting(0.0, "probability in [0, 1) that an activation is zeroed", lambda p: 0 <= p < 1)
+    dropout: float = setting(0.0, "probability in [0, 1) that a channel of an image is zeroed", lambda p: 0 <= p < 1)
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
     additions: str = setting(
@@ -380,11 +380,11 @@ def precision(device):
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = device.type == "cpu" and storage.cpu_has("avx512_bf16")
-    return torch.bfloat16 if fast else torch.float32
+    return "bfloat16" if fast else "float32"
 
 
 def mixed_precision(device):
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bfloat16")
 
 
 @torch.no_grad()
@@ -542,7 +542,7 @@ def run_recipe(recipe, run, options):
             "multiply_adds": info.total_mult_adds, "max_epochs": recipe.epochs, "stopped_early": False,
             "diverged": False, "train_images": len(train_set[0]), "limit": options.limit, "seed": options.seed,
             "device": options.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-            "precision": str(precision(options.device)).removeprefix("torch.")}
+            "precision": precision(options.device)}
         print("{run}: {parameters:,} parameters, {train_images:,} images, {device}".format(**metrics), flush=True)
         write_file(folder / "summary.txt", f"{info}\n".encode())
 

@@ -7,9 +7,10 @@ shift: 2*C parameters, as in batch normalization.
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization.
 Training and evaluation do the same: no image affects another, nothing is averaged over steps, and the batch may be
 as small as one image. The noise of batch normalization is missing too, so this variant regularizes by dropout:
-in training, not in evaluation, a share of the activations is zeroed, and the rest scaled up to make up for it.
+in training, not in evaluation, each image loses a share of its channels, and the rest is scaled up to make up for it.
 
-Wu and He 2018, "Group Normalization". Srivastava et al. 2014, "Dropout".
+Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using
+Convolutional Networks", of whole channels (Srivastava et al. 2014, "Dropout", drops single activations).
 """
 
 import torch

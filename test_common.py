@@ -202,7 +202,7 @@ def metrics_of(world, name):
     ("bn", "--additions C4", "C4"),
     ("bn", "--widths 16,16", "widths"),
     ("bn", "--widths 12,16,16,24,24,24,24,40,32,32", "widths"),
-    ("bn", "--widths 16,16,16,32,32,32,32,40,40,40", "parameters"),
+    ("bn", "--widths 16,16,16,16,40,40,40,40,40,40", "parameters"),
     ("bn", "--activation Tanh", "activation"),
     ("bn", "--max-lr 0", "max_lr"),
     ("bn", "--max-lr inf", "max_lr"),
@@ -569,7 +569,7 @@ def test_bfloat16_is_used_where_the_cpu_computes_in_it(monkeypatch, flags, type)
 @pytest.mark.parametrize("variant", SCRIPTS)
 def test_bfloat16_changes_results_a_little_and_weights_stay_float32(world, monkeypatch, variant):
     logits = {}
-    for type in (torch.float32, torch.bfloat16):
+    for type in ("float32", "bfloat16"):
         monkeypatch.setattr(common, "precision", lambda device: type)
         torch.manual_seed(0)
         model = common.build_model(replace(SCRIPTS[variant], batch_size=16, max_lr=0.01))
@@ -741,7 +741,7 @@ def test_a_script_that_diverges_leaves_what_is_published(world, monkeypatch):
     ("--norm none --groups channels", "gn-norm=none-groups=channels"),
     ("--no-test", "gn-no-test"),
     ("--no-flip --no-test", "gn-flip=False-no-test"),
-    ("--widths 16,16,16,24,24,24,24,32,32,32", "gn-widths=16+16+16+24+24+24+24+32+32+32"),
+    ("--widths 16,16,16,16,24,24,24,24,24,24", "gn-widths=16+16+16+16+24+24+24+24+24+24"),
     ("--device cpu", "gn"),
 ])
 def test_run_names(flags, name):
@@ -1138,7 +1138,7 @@ def test_the_usual_way_and_ours_are_the_same_network_on_the_same_images(world, m
     from tools import bench
 
     monkeypatch.setattr(common, "normalize", common.normalize)  # which a contestant may replace
-    monkeypatch.setattr(common, "precision", lambda device: torch.float32)
+    monkeypatch.setattr(common, "precision", lambda device: "float32")
     for name, value in {"STEPS": 2, "WARMUP": 1, "EVALUATED": 30}.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, batch_size=10))
