@@ -308,7 +308,7 @@ class Muon(torch.optim.SGD):
                 state["momentum_buffer"].mul_(momentum).add_(p.grad)
                 direction = p.grad + momentum * state["momentum_buffer"]  # Nesterov
                 direction = orthogonalize(direction.flatten(1)).view_as(p)
-                p -= group["lr"] * state["length"] / direction.norm() * direction
+                p -= group["lr"] * state["length"] / (direction.norm() + 1e-12) * direction
                 if group["zero_mean"]:
                     p -= p.mean((1, 2, 3), keepdim=True)
                 p *= state["length"] / p.norm()

@@ -9,8 +9,8 @@ Training and evaluation do the same: no image affects another, nothing is averag
 as small as one image. The noise of batch normalization is missing too, so this variant regularizes by dropout:
 in training, not in evaluation, each image loses a share of its channels, and the rest is scaled up to make up for it.
 
-Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using
-Convolutional Networks", of whole channels (Srivastava et al. 2014, "Dropout", drops single activations).
+Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
+Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.
 """
 
 import torch
