@@ -290,18 +290,19 @@ def speed():
     """Seconds an image of every contestant, round by round, and of BN alone what a step and an epoch consist of."""
     with contextlib.ExitStack() as stack:
         crowd = {name: stack.enter_context(Contestant(*contestant)) for name, contestant in CONTESTANTS.items()}
-        crowd["details"] = stack.enter_context(Contestant(*OURS["bn"]))  # apart, since a profiler leaves its traces
         seconds = {name: {"train": [], "evaluate": []} for name in CONTESTANTS}
-        details = {"multiply_adds_a_second": [], "parts": [], "convolutions": [], "checkpoint": []}
+        details = {"parts": [], "train": [], "multiply_adds_a_second": [], "checkpoint": []}
+        profile = {"convolutions": []}  # in a process apart, since a profiler leaves its traces
+        crowd |= {name: stack.enter_context(Contestant(*OURS["bn"])) for name in ("details", "profile")}
         for turn in range(ROUNDS + 1):  # the first is for warming up
             for name, contestant in crowd.items():
-                for method, values in seconds.get(name, details).items():
+                for method, values in (seconds | {"details": details, "profile": profile})[name].items():
                     value = contestant(method)
                     values += [value] if turn else []
             print(f"round {turn} of {ROUNDS}" if turn else "warmed up", flush=True)
     details["start_up"] = [start_up() for _ in range(ROUNDS)]
     recipe = script_of("bn")
-    return {"seconds": seconds, "details": details, "batch_size": recipe.batch_size, "train_images": TRAINING,
+    return {"seconds": seconds, "details": details | profile, "batch_size": recipe.batch_size, "train_images": TRAINING,
             "multiply_adds": convolution_multiply_adds(recipe)}
 
 
@@ -396,11 +397,12 @@ def speed_report(saved):
     size, steps = saved["batch_size"], saved["train_images"] // saved["batch_size"]
     step = statistics.median(seconds["bn"]["train"]) * size
     parts = {name: statistics.median(part[name] for part in details["parts"]) for name in details["parts"][0]}
-    parts["the rest"] = step - sum(parts.values())
+    whole = statistics.median(details["train"]) * size  # in the process that took the parts
+    parts["the rest"] = whole - sum(parts.values())
     yield "## Where the time of BN goes\n"
     yield table(["part of a step", "ms", "share"],
-                [[name, f"{1e3 * value:.1f}", f"{value / step:.1%}"] for name, value in parts.items()])
-    others = 1 - (parts["forward"] + parts["backward"]) / step
+                [[name, f"{1e3 * value:.1f}", f"{value / whole:.1%}"] for name, value in parts.items()])
+    others = 1 - (parts["forward"] + parts["backward"]) / whole
     evaluation = statistics.median(seconds["bn"]["evaluate"]) * VALIDATION
     checkpoint = statistics.median(details["checkpoint"])
     epoch = steps * step + evaluation + checkpoint
