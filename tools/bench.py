@@ -389,7 +389,7 @@ def speed_report(saved):
                for name in [*USUAL, *WITHOUT]} for method in ("train", "evaluate")]
     train, evaluate = (min(part[name] for name in USUAL) for part in ratios)
     yield (f"`bn` trains {train:.2f}x and evaluates {evaluate:.2f}x as fast as the better of the usual ways "
-           "(medians of the ratios round by round).\n")
+           f"(medians of the ratios in each of {len(seconds['bn']['train'])} rounds).\n")
     yield "## What each speed-up is worth\n"
     yield table(["", "training", "evaluation"],
                 [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in WITHOUT])
@@ -447,7 +447,10 @@ REPORTS = {"speed": speed_report, "accuracy": accuracy_report, "race": race_repo
 
 def page(results):
     """results/bench.md: every measurement that was made, with its machine."""
-    parts = ["# Speed\n", "Written by `make bench` from bench.json; what the words mean is said in tools/bench.py.\n"]
+    parts = ["# Speed\n", (
+        "Written by `make bench` from bench.json. `bn`, `gn` and `ln` are the scripts as they stand. The usual way is "
+        "that of most notebooks: PIL images through torchvision's transforms, a DataLoader, the loss read at every "
+        "step, and PyTorch's defaults, with the same network, batch size and optimizer as `bn`.\n")]
     for name, report in REPORTS.items():
         if name in results:
             parts += [*report(results[name]), f"Measured on: {results[name]['machine']}.\n"]
