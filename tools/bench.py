@@ -408,8 +408,8 @@ def speed_report(saved):
     rate, convolutions = (statistics.median(details[name]) for name in ("multiply_adds_a_second", "convolutions"))
     floor = saved["multiply_adds"] * size * steps / rate
     yield (f"All but forward and backward take {others:.1%} of a step. (Those that were timed part by part took "
-           f"{1e3 * whole:.1f} ms; undisturbed ones, which also keep account of loss and accuracy, {1e3 * step:.1f} ms.) "
-           f"An epoch takes {epoch:.1f} s: {steps} steps "
+           f"{1e3 * whole:.1f} ms; undisturbed ones, which also keep account of loss and accuracy, "
+           f"{1e3 * step:.1f} ms.) An epoch takes {epoch:.1f} s: {steps} steps "
            f"{steps * step:.1f} s, evaluation of {VALIDATION:,} validation images {evaluation:.2f} s, the checkpoint "
            f"{checkpoint:.3f} s. From the command to the end of the first step: "
            f"{statistics.median(details['start_up']):.1f} s.\n")
