@@ -1181,6 +1181,11 @@ def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
     assert "| forward | 20.0 | 32.8% |" in page and "but forward and backward take 2.5% of a step" in page
     assert "takes 23.1 s: 351 steps 22.5 s, evaluation of 5,000 validation images 0.50 s, the check" in page
     assert "140 GFLOP/s" in page and "convolutions take 16.0 s. An epoch takes 1.44x as long" in page
+    for ours, verdict in ([0.7, 0.72, 0.71], " no more than"), ([0.5, 0.52, 0.51], " more than"):
+        page = bench.page({"accuracy": {"epochs": 3, "seeds": [0, 1, 2], "ours": ours, "usual": [0.7, 0.71, 0.72],
+                                        "machine": "an abacus"}})
+        assert "| mean ± standard deviation |" in page and "71.00% ± 1.00% |" in page
+        assert f"{100 * (sum(ours) / 3 - 0.71):+.2f} points,{verdict} twice" in page
     race = {"target": 0.8, "ours": [5, 100.0, 0.81], "usual": [[50, 0.7], [90, 0.805], [150, 0.79]],
             "usual_seconds": 155.0, "machine": "an abacus"}
     page = bench.page({"race": race})
