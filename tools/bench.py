@@ -1,6 +1,6 @@
 """How fast training and evaluation are on this machine, and beside what. Writes results/bench.json and bench.md.
 
-    python -m tools.bench            speed: medians over rounds in which every contestant has its turn (5 minutes)
+    python -m tools.bench            speed: medians over rounds in which every contestant has its turn (6 minutes)
     python -m tools.bench accuracy   what its speed-ups cost in accuracy: short trainings of three seeds (15 minutes)
     python -m tools.bench race       the time to 81.7 % of the validation images, one training a side (30 minutes)
 
@@ -27,7 +27,7 @@ from torch import nn
 import common
 import gn
 from tools import storage
-from tools.report import script_of
+from tools.report import markdown, script_of
 from tools.storage import RunError, write_file
 
 ROUNDS, STEPS, WARMUP = 5, 30, 6  # of every contestant; the first steps of a turn are not timed
@@ -373,13 +373,11 @@ def ratio(slow, fast):
 
 
 def table(head, rows):
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return "\n".join(markdown([head, ["---"] + ["---:"] * (len(head) - 1), *rows])) + "\n"
 
 
 def speed_report(saved):
-    seconds, details, step_of = saved["seconds"], saved["details"], {}
-    rows = []
+    seconds, details, rows = saved["seconds"], saved["details"], []
     for name in [*OURS, *USUAL]:
         train, evaluate = (statistics.median(seconds[name][method]) for method in ("train", "evaluate"))
         rows.append([name, f"{1 / train:,.0f}", f"{1 / evaluate:,.0f}", f"{train * saved['train_images']:.1f}"])
@@ -448,7 +446,7 @@ def race_report(saved):
               "long." if crossed else "it never got there.") + " One training a side.\n")
 
 
-REPORTS = {"speed": speed_report, "accuracy": accuracy_report, "race": race_report}
+MEASUREMENTS = {"speed": (speed, speed_report), "accuracy": (accuracy, accuracy_report), "race": (race, race_report)}
 
 
 def page(results):
@@ -457,7 +455,7 @@ def page(results):
         "Written by `make bench` from bench.json. `bn`, `gn` and `ln` are the scripts as they stand. The usual way is "
         "that of most notebooks: PIL images through torchvision's transforms, a DataLoader, the loss read at every "
         "step, and PyTorch's defaults, with the same network, batch size and optimizer as `bn`.\n")]
-    for name, report in REPORTS.items():
+    for name, (_, report) in MEASUREMENTS.items():
         if name in results:
             parts += [*report(results[name]), f"Measured on: {results[name]['machine']}.\n"]
     return "\n".join(parts)
@@ -483,11 +481,12 @@ def page_differs():
 def main():
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measurement", nargs="?", default="speed", choices=REPORTS)
+    parser.add_argument("measurement", nargs="?", default="speed", choices=MEASUREMENTS)
     measurement = parser.parse_args().measurement
     numbers, _ = files()
     try:
-        saved = {"speed": speed, "accuracy": accuracy, "race": race}[measurement]()
+        measure, _ = MEASUREMENTS[measurement]
+        saved = measure()
         results = json.loads(numbers.read_text()) if numbers.exists() else {}
         results[measurement] = saved | {"machine": (
             f"{storage.cpu_model()}, {torch.get_num_threads()} threads, "

@@ -45,6 +45,11 @@ def published_runs():
     return [common.read_run(folder) for folder in folders]
 
 
+def markdown(rows):
+    """The lines of a table."""
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
 def table(runs):
     """Runs as a Markdown table, with a line on how the numbers came about."""
     def share(value):
@@ -65,7 +70,7 @@ def table(runs):
             loss(m["train_loss"]), loss(m["val_loss"]), f"**{loss(m['test_loss'])}**",
             *(f"{name} {m['per_class_accuracy'][name]:.1%}" if name else "–" for name in ends),
             f"{m['seconds'] / 60:.0f}" if m["seconds"] else "–"])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = markdown(rows)
     images = sorted({f"{m['train_images']:,}" for m in runs})
     machines = sorted({f"{m['device']}, {m['threads']} threads, {m['precision']}, torch {m['torch']}" for m in runs})
     seeds = sorted({str(m["seed"]) for m in runs})
