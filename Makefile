@@ -23,7 +23,7 @@ else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help all $(VARIANTS) test data summary plots check bench torture clean environment force
+.PHONY: help all seeds $(VARIANTS) test data summary plots check bench torture clean environment force
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,14 +43,20 @@ all: $(VARIANTS)
 	$(RUN) -m tools.report show $(ARGS)
 endif
 
-# A stamp is as old as the beginning of its training, so that what is edited meanwhile counts as newer.
+seeds: $(VARIANTS:%=$(STAMPS)/%) $(VARIANTS:%=$(STAMPS)/%-1) $(VARIANTS:%=$(STAMPS)/%-2) ## as all, with seeds 1 and 2
+	$(RUN) -m tools.report compare
+
+# train,stamp,variant,folder of the run,flags. A stamp is as old as the beginning of its training, so that what is
+# edited meanwhile counts as newer.
 define train
-$(STAMPS)/$(1): $(1).py common.py $(if $(wildcard results/$(1)/SHA256SUMS),,force) | environment
+$(STAMPS)/$(1): $(2).py common.py $(if $(wildcard results/$(3)/SHA256SUMS),,force) | environment
 	@mkdir -p $$(STAMPS) && touch $$@.begun
-	$$(RUN) $(1).py
+	$$(RUN) $(2).py $(4)
 	@mv $$@.begun $$@
 endef
-$(foreach variant,$(VARIANTS),$(eval $(call train,$(variant))))
+$(foreach v,$(VARIANTS),$(eval $(call train,$(v),$(v),$(v),)))
+$(foreach seed,1 2,$(foreach v,$(VARIANTS),\
+  $(eval $(call train,$(v)-$(seed),$(v),$(v)-seed=$(seed),--seed $(seed) --numbers-only))))
 
 test: environment ## run the tests; they need neither data set nor network
 	$(RUN) -m pytest -q test_common.py

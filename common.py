@@ -480,6 +480,8 @@ def parse_args(script, argv=None):
     parser.add_argument("--limit", type=int, metavar="N", help="train on the first N training images only")
     parser.add_argument("--fresh", action="store_true", help="start over even if an interrupted run could go on")
     parser.add_argument("--no-test", dest="test", action="store_false", help="stop after validation")
+    parser.add_argument("--numbers-only", action="store_true", help="keep metrics and history, no weights or pictures")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to save in (default: results)")
     norms = [script.norm.__name__, "none"] if script.norm else ["none"]
     parser.add_argument("--norm", choices=norms, default=norms[0], help=f"after each convolution (default: {norms[0]})")
     kinds = {"groups": lambda text: text if text == "channels" else int(text),
@@ -521,15 +523,16 @@ def keep_freed_memory():
 
 
 def run_recipe(recipe, run, options):
-    """Train by a recipe, choose the epoch by validation, look at the test set once, and leave results/<run>/ behind.
+    """Train by a recipe, choose the epoch by validation, look at the test set once, and leave the run's folder behind.
 
     Raises RunError, and RecipeError for a batch or a limit larger than the training set."""
     from tools import pictures
 
-    finished = storage.finish_interrupted(RESULTS)
-    if run in finished and read_run(RESULTS / run)[0]["recipe"] == recipe.values() and not options.fresh:
-        return print(f"{run}: the interrupted run was complete; it is now in {RESULTS / run}")
-    with storage.unfinished(RESULTS / run) as folder:
+    place = options.results / run
+    finished = storage.finish_interrupted(options.results)
+    if run in finished and read_run(place)[0]["recipe"] == recipe.values() and not options.fresh:
+        return print(f"{run}: the interrupted run was complete; it is now in {place}")
+    with storage.unfinished(place) as folder:
         images, targets = load_data("train")
         train_index, val_index = split_indices(targets)
         if max(recipe.batch_size, options.limit or 0) > len(train_index):
@@ -574,16 +577,19 @@ def run_recipe(recipe, run, options):
         metrics |= {"seconds": round(seconds + time.perf_counter() - start, 1),
                     "seconds_per_epoch": round(seconds / len(history), 2), "peak_memory_mb": storage.peak_memory_mb()}
         save_numbers(folder, metrics, history)
-        pictures.draw_run(folder)
+        if options.numbers_only:
+            storage.keep(folder, "metrics.json", "history.csv")
+        else:
+            pictures.draw_run(folder)
         before = None
         with contextlib.suppress(RunError):
-            storage.verify(RESULTS / run)
-            before = read_run(RESULTS / run)[0]["test_accuracy"]
+            storage.verify(place)
+            before = read_run(place)[0]["test_accuracy"]
         storage.put_in_place(folder)
-    print(f"{run}: kept epoch {best['epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; see {RESULTS / run}")
+    print(f"{run}: kept epoch {best['epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; see {place}")
     if options.test:
         print(f"test accuracy {metrics['test_accuracy']:.2%}" + (
-            f"; the run before had {before:.2%} (kept in {RESULTS / '.previous' / run})" if before else ""))
+            f"; the run before had {before:.2%} (kept in {place.parent / '.previous' / run})" if before else ""))
 
 
 def test(model, folder, device):

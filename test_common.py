@@ -1054,7 +1054,7 @@ def test_the_comparison_is_written_into_both_pages(trained):
     assert text.startswith("before\n") and text.endswith("after\n")
     for variant in SCRIPTS:
         assert f"| {variant} |" in text and f"({variant}/curves.png)" in (trained.results / "README.md").read_text()
-        assert f"**{metrics_of(trained, variant)['test_accuracy']:.2%}**" in text
+        assert f"**{100 * metrics_of(trained, variant)['test_accuracy']:.2f}**" in text
     assert (trained.results / "comparison.png").stat().st_size > 10_000
 
 
@@ -1063,6 +1063,40 @@ def copied(trained, tmp_path, monkeypatch):
     """A copy of the trained world that a test may damage."""
     shutil.copytree(trained.folder, tmp_path / "copy")
     return make_world(tmp_path / "copy", monkeypatch)
+
+
+def test_seeds_are_pooled_if_they_are_alike(copied, capsys):
+    for seed, accuracy in ((1, 0.9), (2, 0.8)):
+        assert run(bn.RECIPE, "--seed", str(seed), "--numbers-only") == 0
+        folder = copied.results / f"bn-seed={seed}"
+        assert {path.name for path in folder.iterdir()} == {"metrics.json", "history.csv", "SHA256SUMS"}
+        change_metrics(folder, test_accuracy=accuracy)
+    change_metrics(copied.results / "bn", test_accuracy=1.0)
+    report.main(["plots"])
+    text = (copied.folder / "README.md").read_text()
+    assert "| bn | 3 |" in text and text.count("**90.00 ± 10.00**") == 2 and "| gn | 1 |" in text
+    report.main(["check"])
+    assert capsys.readouterr().out.count("no weights") == 2
+    assert not list(copied.results.glob("bn-seed=*/*.png"))
+    for key, value in {"torch": "2.5.1", "device": "cuda", "recipe": {"epochs": 7}}.items():
+        change_metrics(copied.results / "bn-seed=2", **{key: value})
+        report.main(["plots"])
+        text = (copied.folder / "README.md").read_text()
+        assert "| bn | 2 |" in text and text.count("**95.00 ± 7.07**") == 2
+
+
+def change_metrics(folder, **values):
+    metrics = json.loads((folder / "metrics.json").read_text()) | values
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    storage.sign(folder)
+
+
+def test_results_can_be_saved_elsewhere(world):
+    elsewhere = world.folder / "studies" / "some"
+    assert run(bn.RECIPE, "--epochs", "1", "--no-test", "--numbers-only", "--results", str(elsewhere)) == 0
+    (folder,) = (path for path in elsewhere.iterdir() if not path.name.startswith("."))
+    assert folder.name == "bn-epochs=1-no-test" and len(list(folder.iterdir())) == 3
+    assert not world.results.exists()
 
 
 def test_plots_redraws_from_the_saved_files_alone(copied):
@@ -1206,7 +1240,9 @@ def checkout(tmp_path):
     python.write_text(f"""#!/bin/sh
 case "$1" in
   -c) exit 0;;
-  *.py) test -e {tmp_path}/fail-$1 && exit 1; mkdir -p results/${{1%.py}}; echo x > results/${{1%.py}}/SHA256SUMS;;
+  *.py) test -e {tmp_path}/fail-$1 && exit 1
+    test "$2" = --seed && run=results/${{1%.py}}-seed=$3 || run=results/${{1%.py}}
+    mkdir -p $run; echo x > $run/SHA256SUMS;;
 esac
 echo "$@" >> {log}
 """)
@@ -1240,6 +1276,15 @@ def test_make_all_trains_what_is_missing_or_older(checkout):
 
 
 @needs_make
+def test_make_seeds_trains_two_more_of_each(checkout):
+    _, make = checkout
+    seeds = [f"{variant}.py --seed {seed} --numbers-only" for seed in (1, 2) for variant in SCRIPTS]
+    assert make("bn")[1] == ["bn.py"]
+    assert make("seeds")[1] == ["gn.py", "ln.py", *seeds, COMPARE]
+    assert make("seeds")[1] == make("all")[1] == [COMPARE]
+
+
+@needs_make
 def test_make_all_goes_on_where_it_was_interrupted(checkout):
     folder, make = checkout
     (folder / "fail-gn.py").write_text("")
@@ -1263,5 +1308,5 @@ def test_make_alone_lists_every_target(checkout):
     _, make = checkout
     status, ran, out = make()
     assert status == 0 and ran == []
-    for target in "bn gn ln all test data summary plots check bench torture clean".split():
+    for target in "bn gn ln all seeds test data summary plots check bench torture clean".split():
         assert sum(line.startswith(f"make {target} ") for line in out.splitlines()) == 1, target

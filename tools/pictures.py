@@ -83,19 +83,33 @@ def draw_misclassified(folder, metrics, saved):
     save_picture(picture, title, folder / "misclassified.png")
 
 
-def draw_comparison(runs, path):
+def draw_comparison(groups, path):
+    """Validation loss and accuracy of groups of runs (metrics, history): their mean, and a band of one standard
+    deviation over the seeds to either side, as far as all of a group trained."""
     picture, panels = figure(9, 3.8, 2)
     for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
-        for metrics, history in runs:
-            values = [scale * row[f"val_{name}"] for row in history]
-            kept = values[metrics["best_epoch"] - 1]
-            axes.plot([row["epoch"] for row in history], values, color=COLOURS[metrics["variant"]],
-                      label=f"{metrics['variant'].upper()}: {kept:.{1 if scale > 1 else 3}f}")
+        for group in groups:
+            variant, digits = group[0][0]["variant"], 1 if scale > 1 else 3
+            epochs = range(1, 1 + min(len(history) for _, history in group))
+            values = torch.tensor([[scale * row[f"val_{name}"] for row, _ in zip(history, epochs)]
+                                   for _, history in group])  # (seeds, epochs)
+            kept = torch.tensor([scale * history[metrics["best_epoch"] - 1][f"val_{name}"]
+                                 for metrics, history in group])
+            mean, label = values.mean(0), f"{variant.upper()}: {kept.mean():.{digits}f}"
+            if len(group) > 1:
+                axes.fill_between(epochs, mean - values.std(0), mean + values.std(0), alpha=0.2, linewidth=0,
+                                  color=COLOURS[variant])
+                label += f" ± {kept.std():.{digits}f}"
+            axes.plot(epochs, mean, color=COLOURS[variant], label=label)
         axes.set(xlabel="epoch", ylabel=f"validation {name}, {unit}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(title="at the epoch kept")
-    ranking = sorted((metrics for metrics, _ in runs), key=lambda metrics: -metrics["test_accuracy"])
-    accuracies = ", ".join(f"{metrics['variant'].upper()} {metrics['test_accuracy']:.1%}" for metrics in ranking)
+    tested = {group[0][0]["variant"]: sum(metrics["test_accuracy"] for metrics, _ in group) / len(group)
+              for group in groups}
+    ranking = sorted(tested, key=tested.get, reverse=True)
+    accuracies = ", ".join(f"{variant.upper()} {tested[variant]:.1%}" for variant in ranking)
     title = f"The same network with each normalization: {accuracies} of the test images right"
+    seeds = max(len(group) for group in groups)
+    title += f"\n(means of {seeds} seeds, and their standard deviation)" if seeds > 1 else ""
     save_picture(picture, title, path)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import re
+import statistics
 import sys
 
 import torch
@@ -13,6 +14,11 @@ from common import COLOURS
 from tools import pictures, storage
 from tools.storage import RunError, write_file
 
+OTHERS = [  # test accuracy in per cent, as their authors give it; the budget of the first two is the assignment's
+    ["best public answer to the assignment that we found", "81.7", "75.0", "73.7", "< 50,000", "≤ 20", "test set"],
+    ["the assignment's course notes (validation accuracy)", "76", "70", "–", "< 50,000", "≤ 20", "early stopping"],
+    ["MLPerf Tiny's quality target (not a result), and its reference network", "85", "", "", "78,000", "500", ""],
+]
 README, BLOCK = common.ROOT / "README.md", re.compile("(<!-- results: .* -->\n).*(<!-- end of results -->)", re.DOTALL)
 
 
@@ -38,11 +44,21 @@ def complete_runs():
 
 
 def published_runs():
-    """Metrics and history of the scripts' own runs, verified."""
-    folders = [common.RESULTS / variant for variant in COLOURS if (common.RESULTS / variant / "SHA256SUMS").exists()]
-    for folder in folders:
-        storage.verify(folder, pictures=False)
-    return [common.read_run(folder) for folder in folders]
+    """For each variant the script's own run, and after it those of other seeds that may be pooled with it: of equal
+    recipe, torch and device. A run is a pair of metrics and history; its files are verified."""
+    groups = []
+    for variant in COLOURS:
+        seeds = sorted(common.RESULTS.glob(f"{variant}-seed=*/{storage.SUMS}"))
+        folders = [common.RESULTS / variant, *(path.parent for path in seeds if path.parent.name[8:].isdigit())]
+        if (folders[0] / storage.SUMS).exists():
+            for folder in folders:
+                storage.verify(folder, pictures=False)
+            runs = [common.read_run(folder) for folder in folders]
+            first = runs[0][0]
+            if first["test_accuracy"] is not None:
+                alike = ("recipe", "torch", "device", "precision")
+                groups.append([run for run in runs if all(run[0][key] == first[key] for key in alike)])
+    return groups
 
 
 def markdown(rows):
@@ -50,32 +66,47 @@ def markdown(rows):
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def table(runs):
-    """Runs as a Markdown table, with a line on how the numbers came about."""
-    def share(value):
-        return "–" if value is None else f"{value:.2%}"
+def spread(values, text="{:.2f}"):
+    """"mean ± sample standard deviation" of the values, or the only value; "–" if one is missing."""
+    if None in values:
+        return "–"
+    mean = text.format(statistics.mean(values))
+    return f"{mean} ± {text.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
-    def loss(value):
-        return "–" if value is None else f"{value:.3f}"
 
-    head = ("run", "parameters", "epochs (kept)", "train accuracy", "val accuracy", "**test accuracy**", "train loss",
-            "val loss", "**test loss**", "best class", "worst class", "minutes")
+def percent(values):
+    return spread([None if value is None else 100 * value for value in values])
+
+
+def table(groups):
+    """A Markdown table with a row for each group of metrics of equal recipe, and a line on how they came about."""
+    head = ("run", "n", "parameters", "epochs (kept)", "train accuracy, %", "val accuracy, %", "**test accuracy, %**",
+            "train loss", "val loss", "**test loss**", "best class", "worst class", "minutes")
     rows = [head, ["---"] * len(head)]
-    for m in runs:
-        ends = [m["most_accurate_class"], m["least_accurate_class"]]
+    for group in groups:
+        first, diverged = group[0], [m["epochs"] for m in group if m["diverged"]]
+        every = {key: [m[key] for m in group] for key in first}
+        epochs = (f"diverged in {diverged[0]}" if diverged else
+                  ", ".join(sorted({f"{m['epochs']} ({m['best_epoch']})" for m in group})))
+        classes = class_accuracies(group)
+        ends = [pick(classes, key=classes.get) for pick in (max, min)] if classes else []
         rows.append([
-            m["run"], f"{m['parameters']:,}",
-            f"diverged in {m['epochs']}" if m["diverged"] else f"{m['epochs']} ({m['best_epoch']})",
-            share(m["train_accuracy"]), share(m["val_accuracy"]), f"**{share(m['test_accuracy'])}**",
-            loss(m["train_loss"]), loss(m["val_loss"]), f"**{loss(m['test_loss'])}**",
-            *(f"{name} {m['per_class_accuracy'][name]:.1%}" if name else "–" for name in ends),
-            f"{m['seconds'] / 60:.0f}" if m["seconds"] else "–"])
+            first["run"], str(len(group)), f"{first['parameters']:,}", epochs,
+            percent(every["train_accuracy"]), percent(every["val_accuracy"]), f"**{percent(every['test_accuracy'])}**",
+            *(spread(every[f"{part}_loss"], "{:.3f}") for part in ("train", "val")),
+            f"**{spread(every['test_loss'], '{:.3f}')}**",
+            *([f"{name} {classes[name]:.1%}" for name in ends] or "––"),
+            f"{statistics.mean(every['seconds']) / 60:.0f}" if None not in every["seconds"] else "–"])
+    everything = [metrics for group in groups for metrics in group]
+    images = sorted({f"{m['train_images']:,}" for m in everything})
+    machines = sorted({f"{m['device']}, {m['threads']} threads, {m['precision']}, torch {m['torch']}"
+                       for m in everything})
+    seeds = ", ".join(map(str, sorted({m["seed"] for m in everything})))
+    memory = max(m.get("peak_memory_mb") or 0 for m in everything)
+    how = ("One run each, seed" if all(len(group) == 1 for group in groups) else
+           "Mean ± sample standard deviation of n runs, seeds")
     lines = markdown(rows)
-    images = sorted({f"{m['train_images']:,}" for m in runs})
-    machines = sorted({f"{m['device']}, {m['threads']} threads, {m['precision']}, torch {m['torch']}" for m in runs})
-    seeds = sorted({str(m["seed"]) for m in runs})
-    memory = max(m.get("peak_memory_mb") or 0 for m in runs)
-    lines += ["", f"One run each, seed {', '.join(seeds)}, on {' or '.join(images)} training images "
+    lines += ["", f"{how} {seeds}, on {' or '.join(images)} training images "
               f"({'; '.join(machines)}). The epoch is chosen by validation loss; the test images are read once, after "
               "training. Losses are cross-entropy in nats, train's with the kept weights and without augmentation. "
               "Minutes are those of training and testing"
@@ -83,35 +114,61 @@ def table(runs):
     return "\n".join(lines) + "\n"
 
 
-def results_page(runs):
-    """results/README.md: the table, and every picture."""
-    parts = ["# Results\n\nWritten by `make all` and `make plots` from the files of the runs.\n",
-             table([metrics for metrics, _ in runs]),
+def class_accuracies(group):
+    """Test accuracy of each class, the mean over a group of metrics; empty if one was not tested."""
+    tested = [m["per_class_accuracy"] for m in group if m["per_class_accuracy"]]
+    if len(tested) < len(group):
+        return {}
+    return {name: statistics.mean(accuracies[name] for accuracies in tested) for name in common.CLASSES}
+
+
+def beside_others(groups):
+    """A Markdown table of our test accuracy beside the figures of others."""
+    head = ["", *(f"{variant.upper()}, %" for variant in COLOURS), "parameters", "epochs", "epoch chosen on"]
+    ours = {group[0]["variant"]: group for group in groups}
+    cells = [f"**{percent([m['test_accuracy'] for m in ours[v]])}**" if v in ours else "–" for v in COLOURS]
+    parameters = " or ".join(sorted({f"{group[0]['parameters']:,}" for group in groups}))
+    count = " or ".join(sorted({str(len(group)) for group in groups}))
+    lines = [head, ["---"] * len(head),
+             [f"this project (mean of {count})", *cells, parameters, str(groups[0][0]["max_epochs"]), "validation set"]]
+    return "\n".join(markdown(lines + OTHERS)) + "\n"
+
+
+def all_tables(groups):
+    """Both tables, from groups of runs."""
+    metrics = [[metrics for metrics, _ in group] for group in groups]
+    return beside_others(metrics) + "\n" + table(metrics)
+
+
+def results_page(groups):
+    """results/README.md: the tables, and the pictures of each variant's own run."""
+    parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the files of the runs.\n",
+             all_tables(groups),
              "![Validation loss and accuracy of the variants, epoch by epoch](comparison.png)\n"]
-    for metrics, _ in runs:
-        name = metrics["run"]
+    for group in groups:
+        name = group[0][0]["run"]
         parts.append(f"## {name}\n\n![Loss and accuracy of {name}, epoch by epoch]({name}/curves.png)\n\n"
                      f"![Confusion matrix of {name}]({name}/confusion.png)\n\n"
                      f"![Test images that {name} gets wrong]({name}/misclassified.png)\n")
     return "\n".join(parts)
 
 
-def readme_with(text, runs):
+def readme_with(text, groups):
     """The text of README.md with the block between its two markers written anew. Raises RunError without markers."""
     if not BLOCK.search(text):
         raise RunError(f"{README} lacks the two markers of the block of results")
-    return BLOCK.sub(lambda match: match[1] + table([m for m, _ in runs]) + match[2], text)
+    return BLOCK.sub(lambda match: match[1] + all_tables(groups) + match[2], text)
 
 
 def compare():
-    """Write comparison.png, results/README.md and the block of README.md from the scripts' own runs."""
-    runs = [run for run in published_runs() if run[0]["test_accuracy"] is not None]
-    if not runs:
+    """Write comparison.png, results/README.md and the block of README.md from the published runs."""
+    groups = published_runs()
+    if not groups:
         raise RunError("nothing to compare yet: type `make all`")
-    pictures.draw_comparison(runs, common.RESULTS / "comparison.png")
-    write_file(common.RESULTS / "README.md", results_page(runs).encode())
-    write_file(README, readme_with(README.read_text(encoding="utf-8"), runs).encode())
-    print(table([metrics for metrics, _ in runs]))
+    pictures.draw_comparison(groups, common.RESULTS / "comparison.png")
+    write_file(common.RESULTS / "README.md", results_page(groups).encode())
+    write_file(README, readme_with(README.read_text(encoding="utf-8"), groups).encode())
+    print(all_tables(groups))
 
 
 def plots():
@@ -120,8 +177,9 @@ def plots():
 
     for folder in complete_runs():
         storage.verify(folder, pictures=False)
-        pictures.draw_run(folder)
-        storage.sign(folder)
+        if (folder / "model.pt").exists():  # if not, only its numbers were kept
+            pictures.draw_run(folder)
+            storage.sign(folder)
     compare()
     bench.write_page()
 
@@ -140,8 +198,8 @@ def check():
         recipe = recipe_of(metrics)
         if folder.name == metrics["variant"] and recipe != script_of(metrics["variant"]):
             raise RunError(f"{folder} has another recipe than {folder.name}.py: type `make {folder.name}`")
-        if metrics["test_accuracy"] is None:
-            print(f"{folder.name}: files as signed; not tested")
+        if metrics["test_accuracy"] is None or not (folder / "model.pt").exists():
+            print(f"{folder.name}: files as signed; no weights, or not tested")
             continue
         model = common.build_model(recipe)
         model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
@@ -151,9 +209,9 @@ def check():
         if differ > 10 or not abs(loss - metrics["test_loss"]) <= 1e-3:
             published = f"{metrics['test_accuracy']:.2%}, loss {metrics['test_loss']:.4f}"
             raise RunError(f"{folder.name} published accuracy {published}: its weights do not reach that here")
-    runs = [run for run in published_runs() if run[0]["test_accuracy"] is not None]
+    groups = published_runs()
     text, page = (path.read_text(encoding="utf-8") for path in (README, common.RESULTS / "README.md"))
-    if text != readme_with(text, runs) or page != results_page(runs):
+    if text != readme_with(text, groups) or page != results_page(groups):
         raise RunError("README.md or results/README.md is not what results/ yields: type `make plots`")
     if bench.page_differs():
         raise RunError("results/bench.md is not what results/bench.json yields: type `make plots`")
@@ -181,7 +239,7 @@ def show(args):
         recipe, options = common.parse_args(script, args)
         folder = common.RESULTS / common.run_name(recipe, script, options.limit, options.seed, options.test)
         storage.verify(folder, pictures=False)
-        runs.append(common.read_run(folder)[0])
+        runs.append([common.read_run(folder)[0]])
     print(table(runs))
 
 

@@ -152,6 +152,13 @@ def cpu_has(instructions):
     return instructions in cpu().get("flags", "").split()
 
 
+def keep(folder, *names):
+    """Delete the other files of an unfinished run, but for its checkpoint."""
+    for path in folder.iterdir():
+        if path.name not in (*names, CHECKPOINT):
+            path.unlink()
+
+
 def sign(folder):
     """Write SHA256SUMS over the other files of a folder, which marks it as complete."""
     files = sorted(path for path in folder.iterdir() if path.name not in (SUMS, CHECKPOINT))
