@@ -23,7 +23,7 @@ else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help all seeds $(VARIANTS) test data summary plots check bench torture clean environment force
+.PHONY: help all seeds $(VARIANTS) test data summary plots check bench ablation torture clean environment force
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -72,6 +72,9 @@ plots: environment ## redraw every picture and table from the saved results
 
 bench: environment ## measure the speed here, beside the usual way of writing it (ARGS=accuracy and ARGS=race: longer)
 	$(RUN) -m tools.bench $(ARGS)
+
+ablation: environment ## measure what each choice of the recipes is worth, in short trainings
+	$(RUN) -m tools.studies ablation
 
 torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)
 	$(RUN) -m tools.torture

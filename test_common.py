@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -1227,6 +1228,63 @@ def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
     assert "80.50% in its best" in page
 
 
+# --- Studies ---
+
+
+@pytest.fixture
+def small_ablation(world, monkeypatch):
+    """An ablation of short runs, trained in this process: its commands are listed."""
+    from tools import studies
+
+    commands = []
+
+    def train(command, **options):
+        commands.append(command[1:])
+        return SimpleNamespace(returncode=run(SCRIPTS[command[1][:2]], *map(str, command[2:])))
+
+    monkeypatch.setattr(studies.subprocess, "run", train)
+    monkeypatch.setattr(studies, "ABLATION_FLAGS", "--epochs 1 --no-test")
+    monkeypatch.setattr(studies, "ABLATION", {"bn": {"no flips": "--no-flip", "far too fast": "--other-lr 1e30"}})
+    return studies, commands
+
+
+def test_the_ablation_trains_what_is_missing_and_writes_its_page(world, small_ablation):
+    studies, commands = small_ablation
+    studies.main(["ablation"])
+    assert len(commands) == 5
+    page = (world.results / "ablation.md").read_text()
+    folder = world.results / "studies" / "ablation"
+    seeds = [100 * metrics_of(world, folder / name)["val_accuracy"]
+             for name in ("bn-epochs=1-no-test", "bn-epochs=1-seed=1-no-test", "bn-epochs=1-seed=2-no-test")]
+    changed = 100 * metrics_of(world, folder / "bn-epochs=1-flip=False-no-test")["val_accuracy"]
+    mean, deviation = statistics.mean(seeds), statistics.stdev(seeds)
+    assert f"| the recipe of bn.py | 9.2 | {mean:.2f} ± {deviation:.2f} |  |" in page
+    assert f"| no flips | 9.2 | {changed:.2f} | {changed - mean:+.2f} |" in page
+    assert "| far too fast | 9.2 | diverged |  |" in page
+    shutil.rmtree(folder / "bn-epochs=1-seed=1-no-test")
+    studies.main(["ablation"])
+    assert len(commands) == 6 and (world.results / "ablation.md").read_text() == page
+
+
+def test_an_ablation_of_another_recipe_is_not_taken_for_this_ones(world, small_ablation, monkeypatch):
+    studies, commands = small_ablation
+    studies.main(["ablation"])
+    monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, crop=3))
+    monkeypatch.setitem(SCRIPTS, "bn", bn.RECIPE)
+    assert studies.pages() == {}
+    studies.main(["ablation"])
+    assert len(commands) == 10 and studies.pages()
+
+
+def test_an_ablation_stops_at_a_run_that_cannot_be_trained(world, small_ablation):
+    studies, commands = small_ablation
+    shutil.rmtree(world.data)
+    world.data.write_text("a file in the folder's place")
+    with pytest.raises(SystemExit) as stop:
+        studies.main(["ablation"])
+    assert "ended with status 1" in str(stop.value.code) and len(commands) == 1
+
+
 # --- Makefile, with a Python that only notes what it is asked to run ---
 
 
@@ -1308,5 +1366,5 @@ def test_make_alone_lists_every_target(checkout):
     _, make = checkout
     status, ran, out = make()
     assert status == 0 and ran == []
-    for target in "bn gn ln all seeds test data summary plots check bench torture clean".split():
+    for target in "bn gn ln all seeds test data summary plots check bench ablation torture clean".split():
         assert sum(line.startswith(f"make {target} ") for line in out.splitlines()) == 1, target

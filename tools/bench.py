@@ -461,21 +461,15 @@ def page(results):
     return "\n".join(parts)
 
 
-def files():
-    return common.RESULTS / "bench.json", common.RESULTS / "bench.md"
+def numbers():
+    return common.RESULTS / "bench.json"
 
 
-def write_page():
-    """bench.md from bench.json, if there is one."""
-    numbers, text = files()
-    if numbers.exists():
-        write_file(text, page(json.loads(numbers.read_text())).encode())
-
-
-def page_differs():
-    """Whether bench.md is anything but what bench.json yields."""
-    numbers, text = files()
-    return numbers.exists() and (not text.exists() or text.read_text() != page(json.loads(numbers.read_text())))
+def pages():
+    """{bench.md: its text}, from the saved numbers; empty if there are none."""
+    if not numbers().exists():
+        return {}
+    return {common.RESULTS / "bench.md": page(json.loads(numbers().read_text()))}
 
 
 def main():
@@ -483,16 +477,16 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measurement", nargs="?", default="speed", choices=MEASUREMENTS)
     measurement = parser.parse_args().measurement
-    numbers, _ = files()
     try:
         measure, _ = MEASUREMENTS[measurement]
         saved = measure()
-        results = json.loads(numbers.read_text()) if numbers.exists() else {}
+        results = json.loads(numbers().read_text()) if numbers().exists() else {}
         results[measurement] = saved | {"machine": (
             f"{storage.cpu_model()}, {torch.get_num_threads()} threads, "
             f"{common.precision(torch.device('cpu'))}, torch {torch.__version__}")}
-        write_file(numbers, (json.dumps(results, indent=1) + "\n").encode())
-        write_page()
+        write_file(numbers(), (json.dumps(results, indent=1) + "\n").encode())
+        for path, text in pages().items():
+            write_file(path, text.encode())
     except (RunError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"bench: {error}")
     print(page({measurement: results[measurement]}))

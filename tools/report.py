@@ -171,23 +171,27 @@ def compare():
     print(all_tables(groups))
 
 
+def other_pages():
+    """The pages of the benchmark and the studies as their saved numbers yield them: path -> text."""
+    from tools import bench, studies  # which import this file
+
+    return bench.pages() | studies.pages()
+
+
 def plots():
     """Redraw every picture and table from the saved results."""
-    from tools import bench  # which imports this file
-
     for folder in complete_runs():
         storage.verify(folder, pictures=False)
         if (folder / "model.pt").exists():  # if not, only its numbers were kept
             pictures.draw_run(folder)
             storage.sign(folder)
     compare()
-    bench.write_page()
+    for path, text in other_pages().items():
+        write_file(path, text.encode())
 
 
 def check():
     """Verify every complete run, evaluate its weights on the test set again, and compare the published tables."""
-    from tools import bench  # which imports this file
-
     folders = complete_runs()
     if not folders:
         raise RunError(f"there is nothing to check in {common.RESULTS}: type `make all`")
@@ -213,9 +217,14 @@ def check():
     text, page = (path.read_text(encoding="utf-8") for path in (README, common.RESULTS / "README.md"))
     if text != readme_with(text, groups) or page != results_page(groups):
         raise RunError("README.md or results/README.md is not what results/ yields: type `make plots`")
-    if bench.page_differs():
-        raise RunError("results/bench.md is not what results/bench.json yields: type `make plots`")
-    print("README.md, results/README.md and results/bench.md: as results/ yields")
+    pages = other_pages()
+    for path, text in pages.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            raise RunError(f"{path} is not what results/ yields: type `make plots`")
+    ablation = common.RESULTS / "ablation.md"
+    if ablation.exists() and ablation not in pages:
+        raise RunError(f"{ablation} is about recipes that are no longer those of the scripts: type `make ablation`")
+    print(f"README.md, results/README.md{''.join(f', results/{path.name}' for path in pages)}: as results/ yields")
 
 
 def summary():

@@ -1,0 +1,124 @@
+"""Studies: short trainings that differ from a script's recipe in one thing. Run as `python -m tools.studies NAME`.
+
+Of each run only the numbers are kept, in results/studies/<study>/<run>/. A run that is finished, or has diverged, is
+not trained again unless its script's recipe has changed; one that was interrupted goes on.
+"""
+
+import argparse
+import shlex
+import statistics
+import subprocess
+import sys
+
+import common
+from tools import storage
+from tools.report import markdown, percent, script_of
+from tools.storage import RunError, write_file
+
+
+def folder_of(study, variant, flags):
+    """The folder of the run of `variant` with these flags, and its recipe."""
+    script = script_of(variant)
+    recipe, options = common.parse_args(script, shlex.split(flags))
+    name = common.run_name(recipe, script, options.limit, options.seed, options.test)
+    return common.RESULTS / "studies" / study / name, recipe
+
+
+def finished(study, variant, flags):
+    """The metrics of a run; None if it is missing, or by a recipe that is no longer its script's."""
+    folder, recipe = folder_of(study, variant, flags)
+    if not (folder / storage.SUMS).exists():
+        return None
+    storage.verify(folder)
+    metrics, _ = common.read_run(folder)
+    return metrics if metrics["recipe"] == recipe.values() else None
+
+
+def train(study, variant, flags):
+    """Train unless that is done. Raises RunError if the training ends without a result; to diverge is one."""
+    folder, _ = folder_of(study, variant, flags)
+    if not finished(study, variant, flags):
+        command = [f"{variant}.py", *shlex.split(flags), "--numbers-only", "--results", folder.parent]
+        done = subprocess.run([sys.executable, *command], cwd=common.ROOT)
+        if not finished(study, variant, flags):
+            raise RunError(f"{variant}.py {flags} ended with status {done.returncode}")
+
+
+# --- Ablation: what each choice of the recipes is worth ---
+
+ABLATION_SEEDS, ABLATION_FLAGS = (0, 1, 2), "--epochs 8 --no-test"
+ABLATION = {  # what a change is -> its flags
+    "bn": {
+        "SGD for the filters too (peak rate 0.2, weight decay 0.0005)":
+            "--optimizer SGD --max-lr 0.2 --other-lr 0.2 --weight-decay 0.0005",
+    },
+    "gn": {},
+    "ln": {},
+}
+DROPPED = """
+"""
+
+
+def ablation_runs():
+    """(variant, change, flags) of every run; the recipes themselves, of which there are several, have no change."""
+    for variant, changes in ABLATION.items():
+        for seed in ABLATION_SEEDS:
+            yield variant, None, f"{ABLATION_FLAGS} --seed {seed}"
+        for change, flags in changes.items():
+            yield variant, change, f"{ABLATION_FLAGS} {flags}"
+
+
+def ablation_page():
+    """results/ablation.md; None if a run is missing."""
+    runs = [(variant, change, finished("ablation", variant, flags)) for variant, change, flags in ablation_runs()]
+    if not all(metrics for _, _, metrics in runs):
+        return None
+    parts = ["# What each choice is worth\n", (
+        "Written by `make ablation` from the runs in studies/ablation/. Each row is the script's recipe with one "
+        f"change, trained with `{ABLATION_FLAGS}`: validation accuracy, and its difference from the recipe's mean in "
+        f"points. The recipe itself is trained with seeds {', '.join(map(str, ABLATION_SEEDS))} (mean ± sample "
+        "standard deviation), a change with seed 0 alone: a difference below twice that deviation tells little.\n")]
+    for variant in ABLATION:
+        base = [100 * m["val_accuracy"] for v, change, m in runs if v == variant and change is None]
+        rows = [["", "multiply-adds, M", "validation accuracy, %", "difference"], ["---", "---:", "---:", "---:"]]
+        for v, change, metrics in runs:
+            if v == variant and (change or metrics["seed"] == ABLATION_SEEDS[0]):
+                values = [metrics["val_accuracy"]] if change else [value / 100 for value in base]
+                rows.append([change or f"the recipe of {variant}.py", f"{metrics['multiply_adds'] / 1e6:.1f}",
+                             "diverged" if metrics["diverged"] else percent(values),
+                             f"{100 * metrics['val_accuracy'] - statistics.mean(base):+.2f}"
+                             if change and not metrics["diverged"] else ""])
+        parts += [f"## {variant}\n", *markdown(rows), ""]
+    return "\n".join(parts) + "\n## Tried and dropped\n\n" + DROPPED.strip() + "\n"
+
+
+def ablation():
+    for variant, _, flags in ablation_runs():
+        train("ablation", variant, flags)
+
+
+STUDIES = {"ablation": ablation}
+
+
+def pages():
+    """The pages of the studies that are complete: path -> text."""
+    text = ablation_page()
+    return {common.RESULTS / "ablation.md": text} if text else {}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m tools.studies", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    study = parser.parse_args(argv).study
+    try:
+        STUDIES[study]()
+        for path, text in pages().items():
+            write_file(path, text.encode())
+            print(f"{study}: see {path}")
+    except (RunError, OSError) as error:
+        sys.exit(f"{study}: {error}")
+
+
+if __name__ == "__main__":
+    main()
