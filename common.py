@@ -7,8 +7,8 @@ A script hands its Recipe to main(). Importing this file changes nothing and dow
 
 import argparse
 import contextlib
+import copy
 import csv
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from tools import storage
+from tools import pictures, storage
 from tools.storage import RunError, write_file
 
 ROOT = Path(__file__).resolve().parent
@@ -78,6 +78,8 @@ class Recipe:
     zero_mean: bool = setting(True, "under Muon, filters keep a mean of zero")
     momentum: float = setting(0.9, "Nesterov momentum, in (0, 1)", lambda m: 0 < m < 1)
     weight_decay: float = setting(0.0, "L2 penalty on filters under SGD, 0 or more", lambda w: 0 <= w < math.inf)
+    ema: float = setting(0.99, "decay a step of the moving average of weights that is kept, in [0, 1); 0: no average",
+                         lambda decay: 0 <= decay < 1)
     crop: int = setting(2, "training images are shifted by up to this many pixels, 0 to 31", lambda n: 0 <= n <= 31)
     flip: bool = setting(True, "mirror half of the training images, drawn anew each epoch")
     patience: int = setting(8, "epochs without a better validation loss before stopping, 1 or more", lambda n: n >= 1)
@@ -253,10 +255,11 @@ def train(model, recipe, train_set, val_set, seed, history, save=lambda state: N
 
     A set is a pair of images, uint8 (N, 3, 32, 32), and labels, int64 (N,), on the model's device. After every epoch
     `save` is given all that the rest depends on; handed back as `saved`, it lets the training go on to the same bits.
-    Returns the weights of the epoch with the lowest validation loss. Raises Diverged."""
+    Returns the averaged weights of the epoch with the lowest validation loss. Raises Diverged."""
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws for every device
     optimizer, scheduler = build_optimizer(model, recipe, len(train_set[0]) // recipe.batch_size * recipe.epochs)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    average = copy.deepcopy(model)
+    parts = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
     device, best_weights = train_set[0].device.type, None
     dropout = torch.cuda if device == "cuda" else torch  # whose random state dropout draws from
     if saved:
@@ -274,12 +277,13 @@ def train(model, recipe, train_set, val_set, seed, history, save=lambda state: N
             print(f"stopped early: the validation loss has not fallen since epoch {best['epoch']}", flush=True)
             break
         start = time.perf_counter()
-        lr, train_loss, train_accuracy = train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch)
-        val_loss, val_accuracy, _ = evaluate(model, *val_set)
+        lr, train_loss, train_accuracy = train_epoch(
+            model, average, recipe, train_set, optimizer, scheduler, generator, epoch)
+        val_loss, val_accuracy, _ = evaluate(average, *val_set)
         if not math.isfinite(val_loss):
             raise Diverged(f"epoch {epoch}: validation loss {val_loss} at learning rate {lr:.3g}: try a lower --max-lr")
         if val_loss < best["val_loss"]:
-            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+            best_weights = {name: value.clone() for name, value in average.state_dict().items()}
         seconds = time.perf_counter() - start
         history.append(dict(zip(HISTORY, (epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds))))
         print(f"epoch {epoch:2d}: training loss {train_loss:.4f}, accuracy {train_accuracy:.2%}; validation loss "
@@ -344,7 +348,7 @@ def one_cycle(step, steps, warmup):
     return min((step + 1) / up, (steps - step) / (steps - up + 1))
 
 
-def train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch):
+def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generator, epoch):
     """One pass in random order; images that don't fill a last batch are left out this time.
 
     Returns the last step's learning rate, and the mean loss and accuracy of the steps. Raises Diverged."""
@@ -363,6 +367,7 @@ def train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        update_average(average, model, recipe.ema, scheduler.last_epoch)
         losses[step], correct[step] = loss.detach(), (logits.argmax(1) == targets[chosen]).float().mean()
         rates += scheduler.get_last_lr()[:1]
         scheduler.step()
@@ -370,6 +375,14 @@ def train_epoch(model, recipe, train_set, optimizer, scheduler, generator, epoch
         raise Diverged(f"epoch {epoch}, step {step + 1} of {steps}: the loss is {losses[step].item()} "
                        f"at learning rate {rates[step]:.3g}: try a lower --max-lr")
     return rates[-1], losses.mean().item(), correct.mean().item()
+
+
+@torch.no_grad()
+def update_average(average, model, decay, step):
+    """Exponential moving average of the weights: in it noise cancels. It decays faster in the first steps."""
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values()):
+        if mean.is_floating_point():  # not batch norm's count of batches
+            mean.lerp_(value, max(1 - decay, 10 / (10 + step)))
 
 
 def precision(device):
@@ -400,7 +413,7 @@ def evaluate(model, images, targets):
 
 # --- Results: a run is saved whole, and its pictures (tools/pictures.py) are drawn from what was saved ---
 
-FORMAT = 2  # of checkpoints: raise it when the same recipe no longer trains to the same bits
+FORMAT = 3  # of checkpoints: raise it when the same recipe no longer trains to the same bits
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 MACHINE = ("device", "precision", "threads", "torch")  # what the last bits of a training depend on
 METRICS = """variant run recipe parameters multiply_adds epochs max_epochs best_epoch stopped_early diverged
@@ -439,14 +452,6 @@ def read_run(folder):
     return json.loads((folder / "metrics.json").read_text()), history
 
 
-def confident_mistakes(logits, predicted, targets):
-    """The rule of misclassified.png: of each class, the index of the wrong answer that the network is surest of."""
-    confidence = logits.float().softmax(1)[torch.arange(len(targets)), predicted]
-    confidence[predicted == targets] = -1
-    by_class = [torch.where(targets == label, confidence, -1) for label in range(len(CLASSES))]
-    return torch.tensor([mistakes.argmax() for mistakes in by_class if mistakes.max() > 0], dtype=torch.int64)
-
-
 # --- Command line: what happens when a script is run ---
 
 
@@ -456,7 +461,7 @@ def main(script, argv=None):
     run = run_name(recipe, script, options.limit, options.seed, options.test)
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        keep_freed_memory()
+        storage.keep_freed_memory()
         run_recipe(recipe, run, options)
     except (RunError, OSError) as error:
         print(f"{script.variant}.py: {error}", file=sys.stderr)
@@ -514,20 +519,10 @@ def parse_args(script, argv=None):
     return recipe, options
 
 
-def keep_freed_memory():
-    """Tell glibc to keep freed memory for the next tensor; by default large blocks go back to the kernel every time."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no large block is mapped on its own
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap doesn't shrink
-
-
 def run_recipe(recipe, run, options):
     """Train by a recipe, choose the epoch by validation, look at the test set once, and leave the run's folder behind.
 
     Raises RunError, and RecipeError for a batch or a limit larger than the training set."""
-    from tools import pictures
-
     place = options.results / run
     finished = storage.finish_interrupted(options.results)
     if run in finished and read_run(place)[0]["recipe"] == recipe.values() and not options.fresh:
@@ -597,7 +592,7 @@ def test(model, folder, device):
     images, targets = load_data("test")
     loss, accuracy, logits = evaluate(model, images.to(device), targets.to(device))
     predicted = logits.argmax(1)
-    shown = confident_mistakes(logits, predicted, targets)
+    shown = pictures.confident_mistakes(logits, predicted, targets)
     save_tensors(folder / "predictions.pt", {
         "logits": logits.half(), "predicted": predicted, "targets": targets, "shown": shown, "images": images[shown]})
     share = {name: (predicted[targets == label] == label).double().mean().item() for label, name in enumerate(CLASSES)}

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -34,7 +35,7 @@ import bn
 import common
 import gn
 import ln
-from tools import fetch, report, storage
+from tools import fetch, pictures, report, storage
 
 SCRIPTS = {"bn": bn.RECIPE, "gn": gn.RECIPE, "ln": ln.RECIPE}
 BATCHES = list(fetch.PICKLE_DIGESTS)
@@ -576,8 +577,8 @@ def test_bfloat16_changes_results_a_little_and_weights_stay_float32(world, monke
         model = common.build_model(replace(SCRIPTS[variant], batch_size=16, max_lr=0.01))
         images, targets = common.load_data("train")
         optimizer, scheduler = common.build_optimizer(model, replace(SCRIPTS[variant], dropout=0.0, max_lr=0.01), 10)
-        common.train_epoch(model, replace(SCRIPTS[variant], batch_size=16), (images[:64], targets[:64]), optimizer,
-                           scheduler, torch.Generator().manual_seed(0), 1)
+        common.train_epoch(model, copy.deepcopy(model), replace(SCRIPTS[variant], batch_size=16),
+                           (images[:64], targets[:64]), optimizer, scheduler, torch.Generator().manual_seed(0), 1)
         assert all(p.dtype == torch.float32 for p in model.parameters())
         logits[type] = common.evaluate(model, images, targets)[2]
         assert logits[type].dtype == torch.float32
@@ -666,15 +667,36 @@ def test_early_stopping_waits_for_patience_and_keeps_the_best_epoch(monkeypatch)
     model, states = common.build_model(recipe), []
     train_epoch = common.train_epoch
 
-    def recording(model, *args):
-        result = train_epoch(model, *args)
-        states.append(model.C1.conv.weight.detach().clone())
+    def recording(model, average, *args):
+        result = train_epoch(model, average, *args)
+        states.append(average.C1.conv.weight.detach().clone())
+        assert torch.equal(states[-1], model.C1.conv.weight) == (len(states) == 1)  # an epoch is a single step here
         return result
 
     monkeypatch.setattr(common, "train_epoch", recording)
     best = common.train(model, recipe, (images, targets), (images, targets), 0, history)
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
     assert torch.equal(best["C1.conv.weight"], states[1])
+
+
+def test_the_average_forgets_its_beginning_and_then_decays_as_asked():
+    def tensors(model):
+        return model[0].weight, model[1].weight, model[1].running_mean, model[1].running_var
+
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    average, expected = copy.deepcopy(model), None
+    for step in range(500):
+        values = [math.sin(step), math.cos(step), 0.1 * step, 2.0]
+        with torch.no_grad():
+            for tensor, value in zip(tensors(model), values):
+                tensor.fill_(value)
+        common.update_average(average, model, 0.97, step)
+        share = max(0.03, 10 / (10 + step))
+        expected = values if step == 0 else [old + share * (new - old) for old, new in zip(expected, values)]
+    assert [tensor.item() for tensor in tensors(average)] == pytest.approx(expected, abs=1e-4)
+    assert expected[2] == pytest.approx(0.1 * (499 - 0.97 / 0.03), abs=0.01)  # behind a line by the decay's delay
+    common.update_average(average, model, 0.0, 500)
+    assert torch.equal(average[0].weight, model[0].weight)
 
 
 def test_early_stopping_stays_away_while_the_loss_falls(monkeypatch):
@@ -816,7 +838,7 @@ def test_misclassified_images_are_the_surest_mistakes_of_their_class():
     logits, targets = torch.randn(500, 10), torch.arange(500) % 10
     logits[targets == 7] = torch.eye(10)[7] * 9  # class 7 is never wrong
     predicted = logits.argmax(1)
-    shown = common.confident_mistakes(logits, predicted, targets)
+    shown = pictures.confident_mistakes(logits, predicted, targets)
     assert targets[shown].tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
     for index in shown:
         assert predicted[index] != targets[index]

@@ -11,6 +11,7 @@ every step, and PyTorch's defaults; with the same network, batch size and optimi
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -60,7 +61,7 @@ class Ours:
 
     def __init__(self, variant, without=None):
         if without != "allocator":
-            common.keep_freed_memory()
+            storage.keep_freed_memory()
         if without == "bfloat16":
             common.precision = lambda device: "float32"
         if without == "Dropout2d":
@@ -78,11 +79,12 @@ class Ours:
         train, val = common.split_indices(targets)
         self.train_set, self.val_set = ((images[index], targets[index]) for index in (train, val[:EVALUATED]))
         self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, 10**6)
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator, self.average = torch.Generator().manual_seed(0), copy.deepcopy(self.model)
 
     def steps(self, count):
         some = [data[: count * self.recipe.batch_size] for data in self.train_set]
-        common.train_epoch(self.model, self.recipe, some, self.optimizer, self.scheduler, self.generator, 0)
+        common.train_epoch(
+            self.model, self.average, self.recipe, some, self.optimizer, self.scheduler, self.generator, 0)
 
     def train(self):
         self.steps(WARMUP)
@@ -122,6 +124,7 @@ class Ours:
             loss.backward()
             times.append(time.perf_counter())
             self.optimizer.step()
+            common.update_average(self.average, self.model, self.recipe.ema, self.scheduler.last_epoch)
             self.scheduler.step()
             times.append(time.perf_counter())
             for part, begin, end in zip(seconds, times, times[1:]):
@@ -171,7 +174,7 @@ class Usual:
         from torchvision import transforms
 
         if allocator:
-            common.keep_freed_memory()
+            storage.keep_freed_memory()
         torch.manual_seed(seed)
         self.recipe = script_of("bn")
         self.format = torch.channels_last if channels_last else torch.contiguous_format
@@ -187,6 +190,7 @@ class Usual:
                 (train, [crop, transforms.RandomHorizontalFlip(), *last], {"shuffle": True, "drop_last": True}),
                 (val, last, {})))
         self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, 10**6)
+        self.average = copy.deepcopy(self.model)
 
     def step(self, images, targets):
         with self.precision:
@@ -195,6 +199,8 @@ class Usual:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if self.average is not self.model:
+            common.update_average(self.average, self.model, self.recipe.ema, self.scheduler.last_epoch)
         self.scheduler.step()
         return loss.item()
 
@@ -209,12 +215,12 @@ class Usual:
     @torch.no_grad()
     def accuracy(self, batches=None):
         """Of the validation images in the first `batches`, and seconds an image."""
-        self.model.eval()
+        self.average.eval()
         correct = seen = 0
         start = time.perf_counter()
         for _, (images, targets) in zip(range(batches or len(self.val_loader)), self.val_loader):
             with self.precision:
-                logits = self.model(images.to(memory_format=self.format))
+                logits = self.average(images.to(memory_format=self.format))
             correct += (logits.argmax(1) == targets).sum().item()
             seen += len(targets)
         return correct / seen, (time.perf_counter() - start) / seen
@@ -241,7 +247,7 @@ class Usual:
 
     def learn_by_steps(self, epochs):
         """As learn(), with the optimizer and the steps of the learning rate that are customary."""
-        epoch = len(self.loader)
+        epoch, self.average = len(self.loader), self.model
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [10 * epoch, 15 * epoch], 0.1)
         return self.learn(epochs)
@@ -317,8 +323,8 @@ def start_up():
     """Seconds from the command to the end of the first training step."""
     code = """if True:
         import bn, common, sys
-        def first_step(model, recipe, train_set, *rest):
-            train_epoch(model, recipe, [data[:recipe.batch_size] for data in train_set], *rest)
+        def first_step(model, average, recipe, train_set, *rest):
+            train_epoch(model, average, recipe, [data[:recipe.batch_size] for data in train_set], *rest)
             sys.exit()
         train_epoch, common.train_epoch = common.train_epoch, first_step
         common.main(bn.RECIPE, ["--no-test", "--fresh", "--patience", "999"])"""

@@ -4,13 +4,13 @@ import io
 
 import torch
 
-from common import CLASSES, COLOURS, read_run
+import common
 from tools.storage import write_file
 
 
 def draw_run(folder):
     """curves.png and, after a test, confusion.png and misclassified.png, from the files of a run."""
-    metrics, history = read_run(folder)
+    metrics, history = common.read_run(folder)
     if not metrics["diverged"]:
         draw_curves(folder, metrics, history)
     if metrics["test_accuracy"] is not None:
@@ -35,7 +35,7 @@ def save_picture(picture, title, path):
 
 def draw_curves(folder, metrics, history):
     picture, panels = figure(9, 3.8, 2)
-    epochs, best, colour = [row["epoch"] for row in history], metrics["best_epoch"], COLOURS[metrics["variant"]]
+    epochs, best, colour = [row["epoch"] for row in history], metrics["best_epoch"], common.COLOURS[metrics["variant"]]
     noise = "augmentation and dropout" if metrics["recipe"]["dropout"] else "augmentation"
     for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
         training, validation = ([scale * row[f"{part}_{name}"] for row in history] for part in ("train", "val"))
@@ -53,7 +53,7 @@ def draw_curves(folder, metrics, history):
 
 
 def draw_confusion(folder, metrics, saved):
-    counts = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
+    counts = torch.zeros(len(common.CLASSES), len(common.CLASSES), dtype=torch.int64)
     counts.index_put_((saved["targets"], saved["predicted"]), torch.tensor(1), accumulate=True)
     picture, axes = figure(7.2, 6.6, 1)
     axes.imshow(counts.numpy(), cmap="Blues")
@@ -61,13 +61,21 @@ def draw_confusion(folder, metrics, saved):
         for predicted, count in enumerate(row):
             colour = "white" if count > counts.max() / 2 else "black"
             axes.text(predicted, true, count, ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
-    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set_xticks(range(len(common.CLASSES)), common.CLASSES, rotation=45, ha="right")
+    axes.set_yticks(range(len(common.CLASSES)), common.CLASSES)
     axes.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
     best, worst, share = metrics["most_accurate_class"], metrics["least_accurate_class"], metrics["per_class_accuracy"]
     title = (f"{metrics['run']}\n{metrics['test_accuracy']:.1%} of the test images right; "
              f"best {best} ({share[best]:.1%}), worst {worst} ({share[worst]:.1%})")
     save_picture(picture, title, folder / "confusion.png")
+
+
+def confident_mistakes(logits, predicted, targets):
+    """The rule of misclassified.png: of each class, the index of the wrong answer that the network is surest of."""
+    confidence = logits.float().softmax(1)[torch.arange(len(targets)), predicted]
+    confidence[predicted == targets] = -1
+    by_class = [torch.where(targets == label, confidence, -1) for label in range(len(common.CLASSES))]
+    return torch.tensor([mistakes.argmax() for mistakes in by_class if mistakes.max() > 0], dtype=torch.int64)
 
 
 def draw_misclassified(folder, metrics, saved):
@@ -78,7 +86,7 @@ def draw_misclassified(folder, metrics, saved):
         true, predicted = saved["targets"][index], saved["predicted"][index]
         confidence = saved["logits"][index].float().softmax(0)[predicted]
         axes.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
-        axes.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\n{confidence:.1%} sure", fontsize=9)
+        axes.set_title(f"{common.CLASSES[true]} → {common.CLASSES[predicted]}\n{confidence:.1%} sure", fontsize=9)
     title = f"{metrics['run']}\nof each class, the wrong answer that the network is surest of (true → predicted)"
     save_picture(picture, title, folder / "misclassified.png")
 
@@ -98,9 +106,9 @@ def draw_comparison(groups, path):
             mean, label = values.mean(0), f"{variant.upper()}: {kept.mean():.{digits}f}"
             if len(group) > 1:
                 axes.fill_between(epochs, mean - values.std(0), mean + values.std(0), alpha=0.2, linewidth=0,
-                                  color=COLOURS[variant])
+                                  color=common.COLOURS[variant])
                 label += f" ± {kept.std():.{digits}f}"
-            axes.plot(epochs, mean, color=COLOURS[variant], label=label)
+            axes.plot(epochs, mean, color=common.COLOURS[variant], label=label)
         axes.set(xlabel="epoch", ylabel=f"validation {name}, {unit}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

@@ -6,6 +6,7 @@ results/.previous/<run>. So a kill at any moment leaves a checkpoint to go on fr
 """
 
 import contextlib
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -127,6 +128,14 @@ class Checkpoint:
 
 def differences(old, new):
     return [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next tensor; by default large blocks go back to the kernel every time."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no large block is mapped on its own
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap doesn't shrink
 
 
 def peak_memory_mb():
