@@ -29,6 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tools import pictures, storage
+from tools.muon import Muon
 from tools.storage import RunError, write_file
 
 ROOT = Path(__file__).resolve().parent
@@ -61,7 +62,7 @@ class Recipe:
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
     additions: str = setting(
-        "C2 C4 C6 C8 C9 C10", "convolutions whose input is added to their output",
+        "C2 c3 C4 C6 c7 C8 C9 C10", "convolutions whose input is added to their output",
         lambda names: CONVOLUTIONS.issuperset(names.split()))
     widths: tuple[int, ...] = setting(
         (16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
@@ -72,10 +73,10 @@ class Recipe:
     batch_size: int = setting(128, "images in a training step, 1 or more", lambda n: n >= 1)
     optimizer: str = setting("Muon", "of the filters: Muon or SGD; everything else has SGD",
                              lambda name: name in ("Muon", "SGD"))
-    max_lr: float = setting(0.04, "peak of the filters' learning rate, above 0", lambda rate: 0 < rate < math.inf)
-    other_lr: float = setting(0.05, "that of scales, shifts and c11", lambda rate: 0 < rate < math.inf)
+    max_lr: float = setting(0.03, "peak of the filters' learning rate, above 0", lambda rate: 0 < rate < math.inf)
+    other_lr: float = setting(0.3, "that of scales, shifts and c11", lambda rate: 0 < rate < math.inf)
     warmup: float = setting(0.2, "share of the steps before that peak, in [0, 1]", lambda share: 0 <= share <= 1)
-    zero_mean: bool = setting(True, "under Muon, filters keep a mean of zero")
+    zero_mean: bool = setting(False, "under Muon, filters keep a mean of zero")
     momentum: float = setting(0.9, "Nesterov momentum, in (0, 1)", lambda m: 0 < m < 1)
     weight_decay: float = setting(0.0, "L2 penalty on filters under SGD, 0 or more", lambda w: 0 <= w < math.inf)
     ema: float = setting(0.99, "decay a step of the moving average of weights that is kept, in [0, 1); 0: no average",
@@ -294,43 +295,6 @@ def train(model, recipe, train_set, val_set, seed, history, save=lambda state: N
     return best_weights
 
 
-class Muon(torch.optim.SGD):
-    """SGD, but filters (groups with "turn") move by orthogonalized momentum, and keep their length and a mean of zero.
-
-    Orthogonalized, a step moves all directions alike, not mostly those with a large gradient; the learning rate is its
-    length as a share of the filters'. A norm undoes the length, so that may stay; ln.py says what the mean is about.
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the mean as in Qiao et al. 2019,
-    "Weight Standardization"."""
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"] if group["turn"] else ():
-                state, momentum = self.state[p], group["momentum"]
-                if not state:
-                    state.update(length=p.norm(), momentum_buffer=torch.zeros_like(p))
-                state["momentum_buffer"].mul_(momentum).add_(p.grad)
-                direction = p.grad + momentum * state["momentum_buffer"]  # Nesterov
-                direction = orthogonalize(direction.flatten(1)).view_as(p)
-                p -= group["lr"] * state["length"] / (direction.norm() + 1e-12) * direction
-                if group["zero_mean"]:
-                    p -= p.mean((1, 2, 3), keepdim=True)
-                p *= state["length"] / p.norm()
-                p.grad = None  # nothing is left for SGD
-        super().step()
-
-
-def orthogonalize(matrix, steps=3):
-    """(M, N) -> the same singular vectors, singular values near 1, by Muon's Newton-Schulz steps.
-
-    Each is x -> 3.4445 x - 4.7750 (x x.T) x + 2.0315 (x x.T)^2 x."""
-    x = matrix / (matrix.norm() + 1e-12)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x
-
-
 def build_optimizer(model, recipe, steps):
     """Muon or SGD for the filters, SGD for scales, shifts and c11, all with momentum; and the schedule of rates."""
     filters = [layer.conv.weight for layer in model.children() if hasattr(layer, "conv")]
@@ -338,7 +302,7 @@ def build_optimizer(model, recipe, steps):
     groups = [{"params": filters, "turn": recipe.optimizer == "Muon", "zero_mean": recipe.zero_mean,
                "weight_decay": recipe.weight_decay},
               {"params": others, "turn": False, "lr": recipe.other_lr}]
-    optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True)
+    optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True, foreach=True)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
 
 
@@ -357,6 +321,7 @@ def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generat
     order = torch.randperm(len(images), generator=generator).to(device)
     draws = [draw.to(device) for draw in draw_augmentation(len(images), recipe, generator)]
     losses, correct, rates = torch.zeros(steps, device=device), torch.zeros(steps, device=device), []
+    averages, weights = floats(average), floats(model)
     model.train()
     for step in tqdm(range(steps), desc=f"epoch {epoch:2d}/{recipe.epochs}", leave=False, disable=None):
         batch = slice(step * size, (step + 1) * size)
@@ -367,7 +332,7 @@ def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generat
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        update_average(average, model, recipe.ema, scheduler.last_epoch)
+        torch._foreach_lerp_(averages, weights, average_share(recipe.ema, scheduler.last_epoch))
         losses[step], correct[step] = loss.detach(), (logits.argmax(1) == targets[chosen]).float().mean()
         rates += scheduler.get_last_lr()[:1]
         scheduler.step()
@@ -377,12 +342,14 @@ def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generat
     return rates[-1], losses.mean().item(), correct.mean().item()
 
 
-@torch.no_grad()
-def update_average(average, model, decay, step):
-    """Exponential moving average of the weights: in it noise cancels. It decays faster in the first steps."""
-    for mean, value in zip(average.state_dict().values(), model.state_dict().values()):
-        if mean.is_floating_point():  # not batch norm's count of batches
-            mean.lerp_(value, max(1 - decay, 10 / (10 + step)))
+def floats(model):
+    """Weights and statistics, but not batch norm's count of batches: tensors that change as the model does."""
+    return [value for value in model.state_dict().values() if value.is_floating_point()]
+
+
+def average_share(decay, step):
+    """How far an exponential moving average moves in a step (from 0): 1 - decay, and more in the first steps."""
+    return max(1 - decay, 10 / (10 + step))
 
 
 def precision(device):

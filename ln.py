@@ -12,7 +12,7 @@ What is not removed is what differs from channel to channel, but not from image 
 positive, so a filter whose weights don't add up to zero answers every image with the same large constant. Batch
 normalization subtracts it, channel by channel; here it stays, takes up to a third of what passes through each layer of
 a fresh network, and images look much alike to the last layer: one reason why group and layer normalization learn
-slowly in their first epochs. So the filters of all three networks are kept at a mean of zero (`--no-zero-mean`: not).
+slowly in their first epochs. So filters are kept at a mean of zero here and in gn.py (`--no-zero-mean`: not).
 
 Training and evaluation do the same: no image affects another, and nothing is averaged over steps. Channels do affect
 each other: one with large activations makes all the others smaller.
@@ -29,7 +29,7 @@ def layer_norm(channels):
     return nn.GroupNorm(1, channels)
 
 
-RECIPE = Recipe("ln", norm=layer_norm)
+RECIPE = Recipe("ln", norm=layer_norm, zero_mean=True)
 
 if __name__ == "__main__":
     main(RECIPE)

@@ -35,7 +35,7 @@ import bn
 import common
 import gn
 import ln
-from tools import fetch, pictures, report, storage
+from tools import fetch, muon, pictures, report, storage
 
 SCRIPTS = {"bn": bn.RECIPE, "gn": gn.RECIPE, "ln": ln.RECIPE}
 BATCHES = list(fetch.PICKLE_DIGESTS)
@@ -600,16 +600,31 @@ def test_the_schedule_peaks_once_and_is_never_zero(steps, warmup):
 def test_orthogonalized_matrices_keep_their_directions_and_level_their_strengths(shape):
     left, _, right = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), False)
     strengths = torch.linspace(0.001, 0.01, min(shape))
-    level = left.T @ common.orthogonalize(left * strengths @ right, 5) @ right.T
+    level = left.T @ muon.orthogonalize((left * strengths @ right)[None], 5)[0] @ right.T
     torch.testing.assert_close(level, level.diagonal().diag(), atol=1e-4, rtol=0)
     assert 0.6 < level.diagonal().min() and level.diagonal().max() < 1.3
 
 
-def test_muon_turns_filters_by_the_rate_and_leaves_the_rest_to_sgd():
+def test_orthogonalization_repeats_muons_step_and_zeros_around_a_matrix_make_no_difference():
+    filters = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((4, 3, 3, 3), (8, 5, 1, 1))]
+    matrices = muon.as_matrices(filters)
+    assert matrices.shape == (2, 8, 27)
+    for matrix, filter in zip(muon.orthogonalize(matrices), filters):
+        x = filter.flatten(1)
+        rows, columns = x.shape
+        x = x / x.norm()
+        for _ in range(3):
+            x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+        torch.testing.assert_close(matrix[:rows, :columns], x, atol=1e-5, rtol=0)
+        assert not matrix[rows:].any() and not matrix[:, columns:].any()
+
+
+@pytest.mark.parametrize("zero_mean", [False, True])
+def test_muon_turns_filters_by_the_rate_and_leaves_the_rest_to_sgd(zero_mean):
     def steps(name):
         torch.manual_seed(0)
         model = common.build_model(bn.RECIPE)
-        recipe = replace(bn.RECIPE, optimizer=name, max_lr=0.1, warmup=0.5, weight_decay=0.0)
+        recipe = replace(bn.RECIPE, optimizer=name, max_lr=0.1, warmup=0.5, weight_decay=0.0, zero_mean=zero_mean)
         optimizer, scheduler = common.build_optimizer(model, recipe, 4)
         before = copy.deepcopy(model)
         for parameter in model.parameters():
@@ -617,14 +632,15 @@ def test_muon_turns_filters_by_the_rate_and_leaves_the_rest_to_sgd():
         optimizer.step()
         return before, model
 
-    (before, muon), (_, sgd) = steps("Muon"), steps("SGD")
-    for (name, old), turned, plain in zip(before.named_parameters(), muon.parameters(), sgd.parameters()):
+    (before, by_muon), (_, by_sgd) = steps("Muon"), steps("SGD")
+    for (name, old), turned, plain in zip(before.named_parameters(), by_muon.parameters(), by_sgd.parameters()):
         if name.endswith("conv.weight"):
             assert not torch.equal(turned, plain)
             torch.testing.assert_close(turned.norm(), old.norm())
-            torch.testing.assert_close(turned.mean((1, 2, 3)), torch.zeros(len(turned)), atol=1e-6, rtol=0)
-            centred = old - old.mean((1, 2, 3), keepdim=True)
-            turn = (turned / turned.norm() - centred / centred.norm()).norm()
+            if zero_mean:
+                torch.testing.assert_close(turned.mean((1, 2, 3)), torch.zeros(len(turned)), atol=1e-6, rtol=0)
+                old = old - old.mean((1, 2, 3), keepdim=True)
+            turn = (turned / turned.norm() - old / old.norm()).norm()
             assert 0.03 < turn < 0.06  # half the peak rate, in the first of two steps up
         else:
             assert torch.equal(turned, plain) and not torch.equal(turned, old)
@@ -690,13 +706,12 @@ def test_the_average_forgets_its_beginning_and_then_decays_as_asked():
         with torch.no_grad():
             for tensor, value in zip(tensors(model), values):
                 tensor.fill_(value)
-        common.update_average(average, model, 0.97, step)
+        torch._foreach_lerp_(common.floats(average), common.floats(model), common.average_share(0.97, step))
         share = max(0.03, 10 / (10 + step))
         expected = values if step == 0 else [old + share * (new - old) for old, new in zip(expected, values)]
     assert [tensor.item() for tensor in tensors(average)] == pytest.approx(expected, abs=1e-4)
     assert expected[2] == pytest.approx(0.1 * (499 - 0.97 / 0.03), abs=0.01)  # behind a line by the decay's delay
-    common.update_average(average, model, 0.0, 500)
-    assert torch.equal(average[0].weight, model[0].weight)
+    assert common.average_share(0.0, 500) == 1
 
 
 def test_early_stopping_stays_away_while_the_loss_falls(monkeypatch):

@@ -109,6 +109,7 @@ class Ours:
     def parts(self):
         """Seconds a step of each part of it, the steps written out once more with a clock between their lines."""
         self.model.train()
+        averages, weights = common.floats(self.average), common.floats(self.model)
         seconds = dict.fromkeys(("augmentation", "forward", "backward", "optimizer"), 0.0)
         for step in range(STEPS):
             chosen = torch.randint(len(self.train_set[0]), (self.recipe.batch_size,), generator=self.generator)
@@ -124,7 +125,7 @@ class Ours:
             loss.backward()
             times.append(time.perf_counter())
             self.optimizer.step()
-            common.update_average(self.average, self.model, self.recipe.ema, self.scheduler.last_epoch)
+            torch._foreach_lerp_(averages, weights, common.average_share(self.recipe.ema, self.scheduler.last_epoch))
             self.scheduler.step()
             times.append(time.perf_counter())
             for part, begin, end in zip(seconds, times, times[1:]):
@@ -191,6 +192,7 @@ class Usual:
                 (val, last, {})))
         self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, 10**6)
         self.average = copy.deepcopy(self.model)
+        self.averaged = list(zip(common.floats(self.average), common.floats(self.model)))
 
     def step(self, images, targets):
         with self.precision:
@@ -199,8 +201,9 @@ class Usual:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.average is not self.model:
-            common.update_average(self.average, self.model, self.recipe.ema, self.scheduler.last_epoch)
+        share = common.average_share(self.recipe.ema, self.scheduler.last_epoch)
+        for mean, value in self.averaged:
+            mean.lerp_(value, share)
         self.scheduler.step()
         return loss.item()
 
@@ -247,7 +250,7 @@ class Usual:
 
     def learn_by_steps(self, epochs):
         """As learn(), with the optimizer and the steps of the learning rate that are customary."""
-        epoch, self.average = len(self.loader), self.model
+        epoch, self.average, self.averaged = len(self.loader), self.model, []
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [10 * epoch, 15 * epoch], 0.1)
         return self.learn(epochs)

@@ -40,7 +40,8 @@ def draw_curves(folder, metrics, history):
     for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
         training, validation = ([scale * row[f"{part}_{name}"] for row in history] for part in ("train", "val"))
         axes.plot(epochs, training, ":", color=colour, label=f"training: running mean,\nunder {noise}")
-        axes.plot(epochs, validation, color=colour, label="validation")
+        axes.plot(epochs, validation, color=colour,
+                  label=f"validation{', of averaged weights' if metrics['recipe']['ema'] else ''}")
         kept = validation[best - 1]
         axes.plot(best, kept, "o", color=colour, label=f"epoch {best}, kept: {kept:.{1 if scale > 1 else 3}f}")
         axes.set(xlabel="epoch", ylabel=f"{name}, {unit}")

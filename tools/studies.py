@@ -47,13 +47,35 @@ def train(study, variant, flags):
 # --- Ablation: what each choice of the recipes is worth ---
 
 ABLATION_SEEDS, ABLATION_FLAGS = (0, 1, 2), "--epochs 8 --no-test"
+SGD = "--optimizer SGD --max-lr 0.2 --other-lr 0.2 --weight-decay 0.0005"
 ABLATION = {  # what a change is -> its flags
     "bn": {
-        "SGD for the filters too (peak rate 0.2, weight decay 0.0005)":
-            "--optimizer SGD --max-lr 0.2 --other-lr 0.2 --weight-decay 0.0005",
+        "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
+        "filters keep a mean of zero": "--zero-mean",
+        "no moving average of the weights": "--ema 0",
+        "half the rates": "--max-lr 0.015 --other-lr 0.15",
+        "twice the rates": "--max-lr 0.06 --other-lr 0.6",
+        "no additions": "--additions ''",
+        "no additions around c3 and c7": "--additions 'C2 C4 C6 C8 C9 C10'",
+        "ReLU": "--activation ReLU",
+        "batches of 64, rates lower by the root of 2": "--batch-size 64 --max-lr 0.021 --other-lr 0.21",
+        "batches of 256, rates higher by the root of 2": "--batch-size 256 --max-lr 0.042 --other-lr 0.42",
+        "shifts of up to 4 pixels": "--crop 4",
+        "no shifts": "--crop 0",
+        "no flips": "--no-flip",
     },
-    "gn": {},
-    "ln": {},
+    "gn": {
+        "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
+        "filters may have any mean": "--no-zero-mean",
+        "no dropout": "--dropout 0",
+        "2 groups": "--groups 2",
+        "8 groups": "--groups 8",
+    },
+    "ln": {
+        "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
+        "filters may have any mean": "--no-zero-mean",
+        "dropout of 0.05, as GN": "--dropout 0.05",
+    },
 }
 DROPPED = """
 """
