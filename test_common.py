@@ -1281,6 +1281,9 @@ def small_ablation(world, monkeypatch):
 
     monkeypatch.setattr(studies.subprocess, "run", train)
     monkeypatch.setattr(studies, "ABLATION_FLAGS", "--epochs 1 --no-test")
+    monkeypatch.setattr(studies, "TRIED", [("standing still", "bn-epochs=1-no-test", "bn-epochs=1-no-test")])
+    (world.results / "studies").mkdir(parents=True)
+    (world.results / "studies" / "tried").symlink_to("ablation")
     monkeypatch.setattr(studies, "ABLATION", {"bn": {"no flips": "--no-flip", "far too fast": "--other-lr 1e30"}})
     return studies, commands
 
@@ -1298,6 +1301,7 @@ def test_the_ablation_trains_what_is_missing_and_writes_its_page(world, small_ab
     assert f"| the recipe of bn.py | 9.2 | {mean:.2f} ± {deviation:.2f} |  |" in page
     assert f"| no flips | 9.2 | {changed:.2f} | {changed - mean:+.2f} |" in page
     assert "| far too fast | 9.2 | diverged |  |" in page
+    assert f"| standing still | 9.2 | 1 | {seeds[0]:.2f} | {seeds[0]:.2f} |" in page
     shutil.rmtree(folder / "bn-epochs=1-seed=1-no-test")
     studies.main(["ablation"])
     assert len(commands) == 6 and (world.results / "ablation.md").read_text() == page

@@ -99,8 +99,8 @@ def table(groups):
             f"{statistics.mean(every['seconds']) / 60:.0f}" if None not in every["seconds"] else "–"])
     everything = [metrics for group in groups for metrics in group]
     images = sorted({f"{m['train_images']:,}" for m in everything})
-    machines = sorted({f"{m['device']}, {m['threads']} thread{'s' * (m['threads'] > 1)}, {m['precision']}, torch {m['torch']}"
-                       for m in everything})
+    machines = sorted({f"{m['device']}, {m['threads']} thread{'s' * (m['threads'] > 1)}, {m['precision']}, "
+                       f"torch {m['torch']}" for m in everything})
     seeds = ", ".join(map(str, sorted({m["seed"] for m in everything})))
     memory = max(m.get("peak_memory_mb") or 0 for m in everything)
     how = ("One run each, seed" if all(len(group) == 1 for group in groups) else
