@@ -62,10 +62,10 @@ class Recipe:
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
     additions: str = setting(
-        "C2 c3 C4 C6 c7 C8 C9 C10", "convolutions whose input is added to their output",
+        "C2 C4 C5 C6 C8 C9 C10", "convolutions whose input is added to their output",
         lambda names: CONVOLUTIONS.issuperset(names.split()))
     widths: tuple[int, ...] = setting(
-        (16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
+        (16, 16, 32, 32, 32, 32, 24, 24, 24, 24), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
         lambda widths: len(widths) == 10 and all(width > 0 and width % 8 == 0 for width in widths))
     activation: str = setting(
         "Hardswish", "ReLU, Hardswish, SiLU or GELU", lambda name: name in ("ReLU", "Hardswish", "SiLU", "GELU"))
@@ -79,9 +79,9 @@ class Recipe:
     zero_mean: bool = setting(False, "under Muon, filters keep a mean of zero")
     momentum: float = setting(0.9, "Nesterov momentum, in (0, 1)", lambda m: 0 < m < 1)
     weight_decay: float = setting(0.0, "L2 penalty on filters under SGD, 0 or more", lambda w: 0 <= w < math.inf)
-    ema: float = setting(0.99, "decay a step of the moving average of weights that is kept, in [0, 1); 0: no average",
+    ema: float = setting(0.995, "decay a step of the moving average of weights that is kept, in [0, 1); 0: no average",
                          lambda decay: 0 <= decay < 1)
-    crop: int = setting(2, "training images are shifted by up to this many pixels, 0 to 31", lambda n: 0 <= n <= 31)
+    crop: int = setting(4, "training images are shifted by up to this many pixels, 0 to 31", lambda n: 0 <= n <= 31)
     flip: bool = setting(True, "mirror half of the training images, drawn anew each epoch")
     patience: int = setting(8, "epochs without a better validation loss before stopping, 1 or more", lambda n: n >= 1)
 

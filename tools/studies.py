@@ -56,11 +56,14 @@ ABLATION = {  # what a change is -> its flags
         "half the rates": "--max-lr 0.015 --other-lr 0.15",
         "twice the rates": "--max-lr 0.06 --other-lr 0.6",
         "no additions": "--additions ''",
-        "no additions around c3 and c7": "--additions 'C2 C4 C6 C8 C9 C10'",
         "ReLU": "--activation ReLU",
         "batches of 64, rates lower by the root of 2": "--batch-size 64 --max-lr 0.021 --other-lr 0.21",
         "batches of 256, rates higher by the root of 2": "--batch-size 256 --max-lr 0.042 --other-lr 0.42",
-        "shifts of up to 4 pixels": "--crop 4",
+        "shifts of up to 2 pixels": "--crop 2",
+        "widths 16 16 16 16 32 32 32 32 32 32, additions around all but C5":
+            "--widths 16,16,16,16,32,32,32,32,32,32 --additions 'C2 c3 C4 C6 c7 C8 C9 C10'",
+        "widths of 24, the last 64, additions around all but C10":
+            "--widths 24,24,24,24,24,24,24,24,24,64 --additions 'C2 c3 C4 C5 C6 c7 C8 C9'",
         "no shifts": "--crop 0",
         "no flips": "--no-flip",
     },
