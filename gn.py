@@ -32,7 +32,7 @@ def group_norm(channels, groups):
     return GroupNorm(groups, channels)
 
 
-RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05, zero_mean=True)
+RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05, dropout_after="C10", zero_mean=True)
 
 if __name__ == "__main__":
     main(RECIPE)
