@@ -462,8 +462,8 @@ def page(results):
     """results/bench.md: every measurement that was made, with its machine."""
     parts = ["# Speed\n", (
         "Written by `make bench` from bench.json. `bn`, `gn` and `ln` are the scripts as they stood then. The usual "
-        "way is that of most notebooks: PIL images through torchvision's transforms, a DataLoader, the loss read at every "
-        "step, and PyTorch's defaults, with the same network, batch size and optimizer as `bn`.\n")]
+        "way is that of most notebooks: PIL images through torchvision's transforms, a DataLoader, the loss read at "
+        "every step, and PyTorch's defaults, with the same network, batch size and optimizer as `bn`.\n")]
     for name, (_, report) in MEASUREMENTS.items():
         if name in results:
             parts += [*report(results[name]), f"Measured on: {results[name]['machine']}.\n"]
