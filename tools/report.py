@@ -128,9 +128,10 @@ def beside_others(groups):
     ours = {group[0]["variant"]: group for group in groups}
     cells = [f"**{percent([m['test_accuracy'] for m in ours[v]])}**" if v in ours else "–" for v in COLOURS]
     parameters = " or ".join(sorted({f"{group[0]['parameters']:,}" for group in groups}))
-    count = " or ".join(sorted({str(len(group)) for group in groups}))
+    counts = sorted({len(group) for group in groups})
+    count = f"mean of {' or '.join(map(str, counts))} seeds" if counts != [1] else "one seed"
     lines = [head, ["---"] * len(head),
-             [f"this project (mean of {count})", *cells, parameters, str(groups[0][0]["max_epochs"]), "validation set"]]
+             [f"this project ({count})", *cells, parameters, str(groups[0][0]["max_epochs"]), "validation set"]]
     return "\n".join(markdown(lines + OTHERS)) + "\n"
 
 
