@@ -92,6 +92,8 @@ TRIED = [  # what was tried and dropped, its run in results/studies/tried, and t
     ("more in the second stage: widths 16 16 32 32 32 32 24 24 24 24", "second-stage", "rates-0.02-0.2"),
     ("widths of 24, the last 64", "wide-end", "rates-0.02-0.2"),
     ("widths of 24 in the first two stages, additions around all but C8", "widths-24", "additions"),
+    ("shifts of up to 4 pixels instead of 2", "crop-4-20", "crop-2-20"),
+    ("widths 16 16 24 24 24 24 24 24 24 80 instead of 16 16 24 24 24 24 32 32 32 32", "wide-end-20", "widths-32-20"),
 ]
 
 
