@@ -74,7 +74,11 @@ bench: environment ## measure the speed here, beside the usual way of writing it
 	$(RUN) -m tools.bench $(ARGS)
 
 ablation: environment ## measure what each choice of the recipes is worth, in short trainings
-	$(RUN) -m tools.studies ablation
+	$(RUN) -m tools.ablation
+
+STUDIES := $(addprefix study-,dropout groups batch rate shift norms)
+$(STUDIES): environment ## what a norm or its setting does, measured and drawn
+	$(RUN) -m tools.studies $(@:study-%=%)
 
 torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)
 	$(RUN) -m tools.torture

@@ -1144,7 +1144,7 @@ def test_plots_redraws_from_the_saved_files_alone(copied):
         picture.unlink()
     before = {path: path.read_bytes() for path in copied.results.glob("*/*") if path.name != "SHA256SUMS"}
     report.main(["plots"])
-    assert len(list(copied.results.glob("**/*.png"))) == 10
+    assert len(list(copied.results.glob("**/*.png"))) == 11
     assert all(path.read_bytes() == data for path, data in before.items())
     for variant in SCRIPTS:
         storage.verify(copied.results / variant)
@@ -1272,26 +1272,26 @@ def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
 @pytest.fixture
 def small_ablation(world, monkeypatch):
     """An ablation of short runs, trained in this process: its commands are listed."""
-    from tools import studies
+    from tools import ablation, studies
 
     commands = []
 
     def train(command, **options):
         commands.append(command[1:])
-        return SimpleNamespace(returncode=run(SCRIPTS[command[1][:2]], *map(str, command[2:])))
+        return SimpleNamespace(returncode=run(report.script_of(command[1][:2]), *map(str, command[2:])))
 
     monkeypatch.setattr(studies.subprocess, "run", train)
-    monkeypatch.setattr(studies, "ABLATION_FLAGS", "--epochs 1 --no-test")
-    monkeypatch.setattr(studies, "TRIED", [("standing still", "bn-epochs=1-no-test", "bn-epochs=1-no-test")])
+    monkeypatch.setattr(ablation, "ABLATION_FLAGS", "--epochs 1 --no-test")
+    monkeypatch.setattr(ablation, "TRIED", [("standing still", "bn-epochs=1-no-test", "bn-epochs=1-no-test")])
     (world.results / "studies").mkdir(parents=True)
     (world.results / "studies" / "tried").symlink_to("ablation")
-    monkeypatch.setattr(studies, "ABLATION", {"bn": {"no flips": "--no-flip", "far too fast": "--other-lr 1e30"}})
-    return studies, commands
+    monkeypatch.setattr(ablation, "ABLATION", {"bn": {"no flips": "--no-flip", "far too fast": "--other-lr 1e30"}})
+    return ablation, commands
 
 
 def test_the_ablation_trains_what_is_missing_and_writes_its_page(world, small_ablation):
-    studies, commands = small_ablation
-    studies.main(["ablation"])
+    ablation, commands = small_ablation
+    ablation.main()
     assert len(commands) == 5
     page = (world.results / "ablation.md").read_text()
     folder = world.results / "studies" / "ablation"
@@ -1304,27 +1304,161 @@ def test_the_ablation_trains_what_is_missing_and_writes_its_page(world, small_ab
     assert "| far too fast | 11.6 | diverged |  |" in page
     assert f"| standing still | 11.6 | 1 | {seeds[0]:.2f} | {seeds[0]:.2f} |" in page
     shutil.rmtree(folder / "bn-epochs=1-seed=1-no-test")
-    studies.main(["ablation"])
+    ablation.main()
     assert len(commands) == 6 and (world.results / "ablation.md").read_text() == page
 
 
 def test_an_ablation_of_another_recipe_is_not_taken_for_this_ones(world, small_ablation, monkeypatch):
-    studies, commands = small_ablation
-    studies.main(["ablation"])
+    ablation, commands = small_ablation
+    ablation.main()
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, crop=3))
-    monkeypatch.setitem(SCRIPTS, "bn", bn.RECIPE)
-    assert studies.pages() == {}
-    studies.main(["ablation"])
-    assert len(commands) == 10 and studies.pages()
+    assert ablation.pages() == {}
+    ablation.main()
+    assert len(commands) == 10 and ablation.pages()
 
 
 def test_an_ablation_stops_at_a_run_that_cannot_be_trained(world, small_ablation):
-    studies, commands = small_ablation
+    ablation, commands = small_ablation
     shutil.rmtree(world.data)
     world.data.write_text("a file in the folder's place")
     with pytest.raises(SystemExit) as stop:
-        studies.main(["ablation"])
+        ablation.main()
     assert "ended with status 1" in str(stop.value.code) and len(commands) == 1
+
+
+def fabricated(accuracy, spread=0.5, diverged=False):
+    """Metrics of three runs around an accuracy in per cent."""
+    return [{"diverged": diverged, "val_accuracy": None if diverged else (accuracy + shift) / 100,
+             "train_accuracy": None if diverged else (accuracy + 10 + shift) / 100} for shift in (-spread, 0, spread)]
+
+
+def test_a_difference_is_stated_only_beyond_twice_the_spread():
+    from tools import studies
+
+    found = {(line, p): fabricated(70 + (2 if line == "gn" and p == 0.2 else 0.5) * (p > 0))
+             for line in SCRIPTS for p in studies.DROPOUT}
+    picture, finding, sentences = studies.report_dropout(found)
+    assert finding == "Dropout makes the gap smaller, and helps GN at 0.2"
+    assert sum("accuracy goes from 70.00 ± 0.50 to 72.00 ± 0.50, a difference" in line for line in sentences) == 1
+    assert sum("accuracy goes from 70.00 ± 0.50 to 70.50 ± 0.50, no difference" in line for line in sentences) == 5
+    assert len(picture.axes) == 2
+
+
+def test_the_highest_stable_rate_is_the_last_before_runs_diverge_or_fail():
+    from tools import studies
+
+    last = {"bn": 3.0, "gn": 1.0, "ln": 0.3, "none": 0.03}
+    found = {(line, rate): fabricated(60, diverged=rate > last[line])
+             for line in studies.LINES for rate in studies.RATES}
+    found["ln", 0.3] = fabricated(30)  # still there, but far from its best
+    _, finding, _ = studies.report_rate(found)
+    assert finding == "Highest stable rate: batch norm 3, group norm 1, layer norm 0.1, no norm 0.03"
+
+
+def test_the_family_of_groups_and_small_batches_are_told_with_their_noise():
+    from tools import studies
+
+    family = {("gn", groups): fabricated(70 + 2 * (groups in (4, 8))) for groups in studies.GROUPS}
+    others = {("bn", None): fabricated(75), ("none", None): fabricated(72)}
+    _, finding, sentences = studies.report_groups(family | others)
+    assert finding == "Best, within the noise: 4 groups or 8 groups"
+    assert "From batch norm to 4 groups, accuracy goes from 75.00 ± 0.50 to 72.00 ± 0.50, a difference." in sentences
+    sizes = {(line, size): fabricated(60 - 5 * (line == "bn" and size == 2))
+             for line in SCRIPTS for size in studies.BATCHES}
+    _, finding, _ = studies.report_batch(sizes)
+    assert finding == "Batches of 2 instead of 128, in points of accuracy: BN -5.0, GN +0.0 (noise), LN +0.0 (noise)"
+
+
+def test_every_run_of_a_study_can_be_parsed_and_has_a_folder_of_its_own():
+    from tools import studies
+
+    for name, study in studies.STUDIES.items():
+        folders = {studies.folder_of(name, *run)[0] for run in study.runs.values()}
+        assert len(folders) == len(study.runs) and {seed for *_, seed in study.runs} >= {0, 1}
+
+
+def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, monkeypatch):
+    from tools import studies
+
+    commands = []
+
+    def train(command, **options):
+        commands.append(command[1:])
+        return SimpleNamespace(returncode=run(report.script_of(command[1][:2]), *map(str, command[2:])))
+
+    runs = {(line, rate, seed): (line, f"--epochs 1 --no-test --other-lr {rate:g} --seed {seed}")
+            for line in ("bn", "gn") for rate in (0.3, 1e38) for seed in (0, 1)}
+    small = studies.Study("How?", runs, "quickly", lambda found: (
+        pictures.figure(9, 3, 1)[0], "so", [f"{line} {x:g} {len(group)}" for (line, x), group in found.items()]))
+    monkeypatch.setattr(studies, "STUDIES", {"small": small})
+    monkeypatch.setattr(studies.subprocess, "run", train)
+    studies.main(["small"])
+    assert len(commands) == 8
+    page = (copied.results / "README.md").read_text()
+    assert "## How?" in page and "- gn 1e+38 2" in page and (copied.results / "study-small.png").exists()
+    studies.main(["small"])
+    assert len(commands) == 8
+    report.main(["check"])
+
+
+def test_the_coloured_cube_is_what_a_norm_sees():
+    from tools import studies
+
+    layers = {"bn": nn.BatchNorm1d(6), "gn": nn.GroupNorm(3, 6), "ln": nn.GroupNorm(1, 6)}
+    for variant, layer in layers.items():
+        x = torch.randn(studies.CUBE, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        layer.train()(x)[0, 0, 0].backward()
+        assert torch.equal(x.grad != 0, studies.index_set(variant)), variant
+
+
+def test_altered_images_are_what_their_names_say():
+    from tools import studies
+
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+    twice = studies.brighter(images, 0.1) - studies.darker(images, 0.1)
+    torch.testing.assert_close(twice, torch.full_like(images, 0.2))
+    paler = studies.paler(images, 0.75)
+    torch.testing.assert_close(paler.mean((1, 2, 3)), images.mean((1, 2, 3)))
+    torch.testing.assert_close(paler.std((1, 2, 3)), images.std((1, 2, 3)) / 4)
+    assert (studies.noisier(images, 0.1) - images).std().item() == pytest.approx(0.1, rel=0.05)
+    blurred = studies.blurred(images, 1.0)
+    assert blurred.std() < images.std() / 2 and blurred.mean().item() == pytest.approx(images.mean().item(), abs=0.01)
+
+
+def test_the_shift_study_measures_every_variant_and_needs_no_training(copied):
+    from tools import studies
+
+    studies.main(["shift"])
+    accuracy = json.loads(studies.saved_numbers("shift").read_text())
+    for variant in SCRIPTS:
+        assert accuracy[variant]["as they are"] == [metrics_of(copied, variant)["test_accuracy"]]
+        assert all(len(accuracy[variant][name]) == 3 for name in studies.SHIFTS)
+    assert "(study-shift.png)" in (copied.results / "README.md").read_text()
+
+
+def test_the_norms_are_drawn_from_measured_numbers(copied):
+    from tools import studies
+
+    studies.main(["norms"])
+    numbers = json.loads(studies.saved_numbers("norms").read_text())
+    for variant in SCRIPTS:
+        assert all(sum(counts) == 30 * 16 * 16 for counts in numbers[variant]["after"]["counts"])
+    assert (copied.results / "norms.png").stat().st_size > 10_000
+    assert "(norms.png)" in (copied.results / "README.md").read_text()
+
+
+def test_confusions_name_the_largest_and_whether_the_claim_holds():
+    from tools import studies
+
+    counts = torch.eye(10, dtype=torch.int64) * 900
+    counts[3, 5], counts[5, 3], counts[2, 0] = 90, 80, 70
+    told = studies.largest_confusions(counts)
+    assert told == "cat taken for dog 90, dog taken for cat 80, bird taken for airplane 70"
+    runs = [[({"most_accurate_class": "automobile", "least_accurate_class": worst}, [])]
+            for worst in ("cat", "cat", "bird")]
+    told = "does not always hold: of 3 runs, the best class is automobile in 3; the worst is cat in 2 and bird in 1."
+    assert told in studies.extremes(runs)
+    assert "worst at cat\" holds: of 2 runs" in studies.extremes(runs[:2])
 
 
 # --- Makefile, with a Python that only notes what it is asked to run ---

@@ -53,18 +53,26 @@ def draw_curves(folder, metrics, history):
     save_picture(picture, title, folder / "curves.png")
 
 
-def draw_confusion(folder, metrics, saved):
+def confusion(saved):
+    """Counts (true, predicted) of saved predictions."""
     counts = torch.zeros(len(common.CLASSES), len(common.CLASSES), dtype=torch.int64)
-    counts.index_put_((saved["targets"], saved["predicted"]), torch.tensor(1), accumulate=True)
-    picture, axes = figure(7.2, 6.6, 1)
+    return counts.index_put_((saved["targets"], saved["predicted"]), torch.tensor(1), accumulate=True)
+
+
+def draw_counts(axes, counts, fontsize):
     axes.imshow(counts.numpy(), cmap="Blues")
     for true, row in enumerate(counts.tolist()):
         for predicted, count in enumerate(row):
             colour = "white" if count > counts.max() / 2 else "black"
-            axes.text(predicted, true, count, ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(common.CLASSES)), common.CLASSES, rotation=45, ha="right")
-    axes.set_yticks(range(len(common.CLASSES)), common.CLASSES)
+            axes.text(predicted, true, count, ha="center", va="center", fontsize=fontsize, color=colour)
+    axes.set_xticks(range(len(common.CLASSES)), common.CLASSES, rotation=45, ha="right", fontsize=fontsize + 1)
+    axes.set_yticks(range(len(common.CLASSES)), common.CLASSES, fontsize=fontsize + 1)
     axes.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
+
+
+def draw_confusion(folder, metrics, saved):
+    picture, axes = figure(7.2, 6.6, 1)
+    draw_counts(axes, confusion(saved), 9)
     best, worst, share = metrics["most_accurate_class"], metrics["least_accurate_class"], metrics["per_class_accuracy"]
     title = (f"{metrics['run']}\n{metrics['test_accuracy']:.1%} of the test images right; "
              f"best {best} ({share[best]:.1%}), worst {worst} ({share[worst]:.1%})")

@@ -143,6 +143,8 @@ def all_tables(groups):
 
 def results_page(groups):
     """results/README.md: the tables, and the pictures of each variant's own run."""
+    from tools import studies  # which imports this file
+
     parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the files of the runs.\n",
              all_tables(groups),
              "![Validation loss and accuracy of the variants, epoch by epoch](comparison.png)\n"]
@@ -151,7 +153,7 @@ def results_page(groups):
         parts.append(f"## {name}\n\n![Loss and accuracy of {name}, epoch by epoch]({name}/curves.png)\n\n"
                      f"![Confusion matrix of {name}]({name}/confusion.png)\n\n"
                      f"![Test images that {name} gets wrong]({name}/misclassified.png)\n")
-    return "\n".join(parts)
+    return "\n".join(parts + studies.sections(groups))
 
 
 def readme_with(text, groups):
@@ -173,10 +175,10 @@ def compare():
 
 
 def other_pages():
-    """The pages of the benchmark and the studies as their saved numbers yield them: path -> text."""
-    from tools import bench, studies  # which import this file
+    """The pages of the benchmark and the ablation as their saved numbers yield them: path -> text."""
+    from tools import ablation, bench  # which import this file
 
-    return bench.pages() | studies.pages()
+    return bench.pages() | ablation.pages()
 
 
 def plots():
@@ -186,6 +188,9 @@ def plots():
         if (folder / "model.pt").exists():  # if not, only its numbers were kept
             pictures.draw_run(folder)
             storage.sign(folder)
+    from tools import studies  # which imports this file
+
+    studies.draw()
     compare()
     for path, text in other_pages().items():
         write_file(path, text.encode())

@@ -5,14 +5,22 @@ not trained again unless its script's recipe has changed; one that was interrupt
 """
 
 import argparse
+import collections
+import dataclasses
+import json
+import math
 import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+
+import numpy
+import torch
 
 import common
-from tools import storage
-from tools.report import markdown, percent, script_of
+from tools import pictures, report, storage
+from tools.report import script_of, spread
 from tools.storage import RunError, write_file
 
 
@@ -44,131 +52,473 @@ def train(study, variant, flags):
             raise RunError(f"{variant}.py {flags} ended with status {done.returncode}")
 
 
-# --- Ablation: what each choice of the recipes is worth ---
+# --- Studies: the claims, tested and drawn ---
 
-ABLATION_SEEDS, ABLATION_FLAGS = (0, 1, 2), "--epochs 8 --no-test"
-SGD = "--optimizer SGD --max-lr 0.2 --other-lr 0.2 --weight-decay 0.0005"
-ABLATION = {  # what a change is -> its flags
-    "bn": {
-        "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
-        "filters keep a mean of zero": "--zero-mean",
-        "no moving average of the weights": "--ema 0",
-        "half the rates": "--max-lr 0.015 --other-lr 0.15",
-        "twice the rates": "--max-lr 0.06 --other-lr 0.6",
-        "no additions": "--additions ''",
-        "ReLU": "--activation ReLU",
-        "batches of 64, rates lower by the root of 2": "--batch-size 64 --max-lr 0.021 --other-lr 0.21",
-        "batches of 256, rates higher by the root of 2": "--batch-size 256 --max-lr 0.042 --other-lr 0.42",
-        "shifts of up to 2 pixels": "--crop 2",
-        "widths 16 16 16 16 32 32 32 32 32 32, additions around all but C5":
-            "--widths 16,16,16,16,32,32,32,32,32,32 --additions 'C2 c3 C4 C6 c7 C8 C9 C10'",
-        "widths of 24, the last 64, additions around all but C10":
-            "--widths 24,24,24,24,24,24,24,24,24,64 --additions 'C2 c3 C4 C5 C6 c7 C8 C9'",
-        "no shifts": "--crop 0",
-        "no flips": "--no-flip",
-    },
-    "gn": {
-        "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
-        "filters may have any mean": "--no-zero-mean",
-        "no dropout": "--dropout 0",
-        "2 groups": "--groups 2",
-        "8 groups": "--groups 8",
-    },
-    "ln": {
-        "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
-        "filters may have any mean": "--no-zero-mean",
-        "dropout of 0.05, as GN": "--dropout 0.05",
-    },
+SEEDS = (0, 1, 2)
+NONE, GREY = "none", "#777777"
+CHANCE = 1 / len(common.CLASSES)
+LINES = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NONE: "no norm"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    question: str
+    runs: dict  # (line, x, seed) -> (variant, flags)
+    setting: str  # what the runs have in common, for the picture
+    report: Callable  # {(line, x): metrics of each seed} -> the picture, its finding, and sentences
+
+
+def results_of(name):
+    """{(line, x): metrics of each seed} of a study; None if a run is missing."""
+    found = {}
+    for (line, x, _), (variant, flags) in STUDIES[name].runs.items():
+        metrics = finished(name, variant, flags)
+        if not metrics:
+            return None
+        found.setdefault((line, x), []).append(metrics)
+    return found
+
+
+def accuracies(group, part="val"):
+    """Of each run, in per cent; chance for one that diverged."""
+    return [100 * (CHANCE if m["diverged"] else m[f"{part}_accuracy"]) for m in group]
+
+
+def differ(a, b):
+    """Whether the means of two lists differ by more than twice the larger standard deviation."""
+    return abs(statistics.mean(a) - statistics.mean(b)) > 2 * max(statistics.stdev(a), statistics.stdev(b))
+
+
+def draw_lines(axes, found, measure):
+    """A line with a band of one standard deviation for each line of `found`; diverged runs are marked by a cross."""
+    for line in dict.fromkeys(line for line, _ in found):
+        xs, colour = [x for other, x in found if other == line], common.COLOURS.get(line, GREY)
+        values = [measure(found[line, x]) for x in xs]
+        means, deviations = ([f(group) for group in values] for f in (statistics.mean, statistics.stdev))
+        low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
+        axes.plot(xs, means, marker="o", markersize=3, color=colour, label=LINES[line])
+        axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
+        lost = [x for x in xs if any(m["diverged"] for m in found[line, x])]
+        axes.plot(lost, [100 * CHANCE] * len(lost), "x", color=colour, markersize=8)
+    axes.grid(alpha=0.3)
+
+
+# --- 1. Dropout ---
+
+DROPOUT = (0.0, 0.05, 0.2)
+DROPOUT_FLAGS = "--limit 10000 --no-test --dropout-after 'c3 c7 C10'"
+
+
+def gaps(group):
+    """Training accuracy (without dropout and augmentation) less validation accuracy, in points."""
+    return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group))]
+
+
+def report_dropout(found):
+    picture, panels = pictures.figure(9, 3.8, 2)
+    draw_lines(panels[0], found, accuracies)
+    draw_lines(panels[1], found, gaps)
+    for axes, label in zip(panels, ("validation accuracy, %", "training less validation accuracy, points")):
+        axes.set(xlabel="share of channels dropped", ylabel=label, xticks=DROPOUT)
+    panels[0].legend()
+    sentences, helped = [], []
+    for line in common.COLOURS:
+        before, *after = (found[line, p] for p in DROPOUT)
+        for p, group in zip(DROPOUT[1:], after):
+            gap, accuracy = (measured(f(before), f(group)) for f in (gaps, accuracies))
+            sentences.append(f"{line.upper()} with dropout {p:g}: the gap between training and validation goes {gap}; "
+                             f"validation accuracy goes {accuracy}.")
+            if differ(accuracies(before), accuracies(group)) and gain(before, group) > 0:
+                helped.append(f"{line.upper()} at {p:g}")
+    finding = ("Dropout makes the gap smaller, and helps " + ", ".join(helped) if helped else
+               "Dropout raises no variant's validation accuracy by more than the noise")
+    return picture, finding, sentences
+
+
+def gain(before, after):
+    """Mean validation accuracy of `after` less that of `before`, in points."""
+    return statistics.mean(accuracies(after)) - statistics.mean(accuracies(before))
+
+
+def measured(before, after):
+    """In words: from the mean of `before` to that of `after`, and whether that is more than noise."""
+    verdict = "a difference" if differ(before, after) else "no difference beyond the noise"
+    return f"from {spread(before)} to {spread(after)}, {verdict}"
+
+
+# --- 2. Groups: from layer norm to instance norm ---
+
+GROUPS = (1, 2, 4, 8, "channels")
+GROUP_FLAGS = "--limit 15000 --epochs 10 --no-test --dropout 0"
+
+
+def report_groups(found):
+    picture, axes = pictures.figure(9, 4.2, 1)
+    ticks = {groups: index for index, groups in enumerate(GROUPS)}
+    family = {("gn", ticks[x]): group for (line, x), group in found.items() if line == "gn"}
+    draw_lines(axes, family, accuracies)
+    for line, colour in (("bn", common.COLOURS["bn"]), (NONE, GREY)):
+        values = accuracies(found[line, None])
+        mean, deviation = statistics.mean(values), statistics.stdev(values)
+        axes.axhline(mean, color=colour, linestyle="--", label=LINES[line])
+        axes.axhspan(mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+    names = {1: "1\n(layer norm)", "channels": "one per channel\n(instance norm)"}
+    axes.set_xticks(range(len(GROUPS)), [names.get(groups, str(groups)) for groups in GROUPS])
+    axes.set(xlabel="groups of channels", ylabel="validation accuracy, %")
+    axes.legend()
+    means = {groups: statistics.mean(accuracies(found["gn", groups])) for groups in GROUPS}
+    best = max(means, key=means.get)
+    values = accuracies(found["gn", best])
+    others = [groups for groups in GROUPS if not differ(accuracies(found["gn", groups]), values)]
+    finding = f"Best, within the noise: {' or '.join(named(groups) for groups in others)}"
+    sentences = [f"{named(groups)}: {spread(accuracies(found['gn', groups]))} %." for groups in GROUPS]
+    for line in ("bn", NONE):
+        sentences.append(f"From {LINES[line]} to {named(best)}, accuracy goes "
+                         f"{measured(accuracies(found[line, None]), values)}.")
+    return picture, finding, sentences
+
+
+def named(groups):
+    return {1: "1 group", "channels": "a group for each channel"}.get(groups, f"{groups} groups")
+
+
+# --- 3. Batch size ---
+
+BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def batch_flags(variant, size):
+    """Rates by the root of the batch size, and a moving average over as many images, whatever the batch size."""
+    script = script_of(variant)
+    scale = size / script.batch_size
+    rates = f"--max-lr {script.max_lr * scale**0.5:.3g} --other-lr {script.other_lr * scale**0.5:.3g}"
+    return f"--limit 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} {rates} --ema {script.ema**scale:.6g}"
+
+
+def report_batch(found):
+    picture, axes = pictures.figure(9, 4.2, 1)
+    draw_lines(axes, found, lambda group: [100 - value for value in accuracies(group)])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(BATCHES, BATCHES)
+    axes.invert_xaxis()
+    axes.set(xlabel="images in a batch", ylabel="validation error, %")
+    axes.legend()
+    sentences = [f"{line.upper()}: from batches of {BATCHES[-2]} to batches of {BATCHES[0]}, accuracy goes "
+                 f"{measured(accuracies(found[line, BATCHES[-2]]), accuracies(found[line, BATCHES[0]]))}."
+                 for line in common.COLOURS]
+    change = {}
+    for line in common.COLOURS:
+        usual, small = found[line, BATCHES[-2]], found[line, BATCHES[0]]
+        beyond = differ(accuracies(usual), accuracies(small))
+        change[line] = f"{line.upper()} {gain(usual, small):+.1f}{'' if beyond else ' (noise)'}"
+    finding = f"Batches of {BATCHES[0]} instead of {BATCHES[-2]}, in points of accuracy: {', '.join(change.values())}"
+    return picture, finding, sentences
+
+
+# --- 4. Learning rate ---
+
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+RATE_FLAGS = "--limit 10000 --epochs 3 --no-test --dropout 0 --ema 0 --optimizer SGD --no-zero-mean"
+
+
+def report_rate(found):
+    picture, axes = pictures.figure(9, 4.2, 1)
+    draw_lines(axes, found, accuracies)
+    axes.set_xscale("log")
+    axes.set(xlabel="peak learning rate (SGD)", ylabel="validation accuracy, %")
+    axes.legend()
+    highest = {}
+    for line in LINES:
+        means = {rate: statistics.mean(accuracies(found[line, rate])) for rate in RATES}
+        whole = [rate for rate in RATES if not any(m["diverged"] for m in found[line, rate])]
+        highest[line] = max(rate for rate in whole if means[rate] > 0.8 * max(means.values()))
+    sentences = [f"{LINES[line]}: the highest rate at which no run diverges and accuracy is more than 0.8 times its "
+                 f"best is {rate:g}." for line, rate in highest.items()]
+    finding = "Highest stable rate: " + ", ".join(f"{LINES[line]} {rate:g}" for line, rate in highest.items())
+    return picture, finding, sentences
+
+
+# --- 5. Shift: the trained networks on altered test images ---
+
+
+def brighter(images, strength):
+    return images + strength
+
+
+def darker(images, strength):
+    return images - strength
+
+
+def paler(images, strength):
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (1 - strength)
+
+
+def noisier(images, strength):
+    return images + strength * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+
+
+def blurred(images, strength):
+    from torchvision.transforms.functional import gaussian_blur
+
+    return gaussian_blur(images, 9, strength)
+
+
+SHIFTS = {  # what is done to test images in [0, 1], and how much of it
+    "brighter": (brighter, (0.1, 0.2, 0.4)), "darker": (darker, (0.1, 0.2, 0.4)),
+    "less contrast": (paler, (0.3, 0.6, 0.8)), "noise": (noisier, (0.02, 0.05, 0.1)),
+    "blur": (blurred, (0.5, 0.8, 1.2)),
 }
-TRIED = [  # what was tried and dropped, its run in results/studies/tried, and the run to compare it with
-    ("activation after the addition", "post", "rates-0.04-0.2"),
-    ("norm and activation before each convolution, a stream without activations", "pre", "rates-0.02-0.2"),
-    ("no activation behind c3 and c7", "linear", "rates-0.02-0.2"),
-    ("batches of 64", "batch-64", "rates-0.04-0.2"),
-    ("rates of 0.02 and 0.2 instead of 0.04 and 0.2", "rates-0.02-0.2", "rates-0.04-0.2"),
-    ("rates of 0.04 and 0.5 instead of 0.04 and 0.2", "rates-0.04-0.5", "rates-0.04-0.2"),
-    ("rates of 0.04 and 1 instead of 0.04 and 0.5", "rates-0.04-1", "rates-0.04-0.5"),
-    ("momentum of 0.6, rates 0.08 and 0.8", "momentum-0.6", "rates-0.04-0.2"),
-    ("more in the second stage: widths 16 16 32 32 32 32 24 24 24 24", "second-stage", "rates-0.02-0.2"),
-    ("widths of 24, the last 64", "wide-end", "rates-0.02-0.2"),
-    ("widths of 24 in the first two stages, additions around all but C8", "widths-24", "additions"),
-    ("shifts of up to 4 pixels instead of 2", "crop-4-20", "crop-2-20"),
-    ("widths 16 16 24 24 24 24 24 24 24 80 instead of 16 16 24 24 24 24 32 32 32 32", "wide-end-20", "widths-32-20"),
-]
+UNITS = {"brighter": "share of white added", "darker": "share of white taken",
+         "less contrast": "share of contrast taken", "noise": "its deviation, share of white",
+         "blur": "its deviation, pixels"}
 
 
-def ablation_runs():
-    """(variant, change, flags) of every run; the recipes themselves, of which there are several, have no change."""
-    for variant, changes in ABLATION.items():
-        for seed in ABLATION_SEEDS:
-            yield variant, None, f"{ABLATION_FLAGS} --seed {seed}"
-        for change, flags in changes.items():
-            yield variant, change, f"{ABLATION_FLAGS} {flags}"
+def shift():
+    """Measure results/studies/shift.json: test accuracy of the published weights for every alteration."""
+    images, targets = common.load_data("test")
+    accuracy = {}
+    for variant in common.COLOURS:
+        folder = common.RESULTS / variant
+        storage.verify(folder)
+        model = common.build_model(script_of(variant))
+        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        accuracy[variant] = {"as they are": [common.evaluate(model, images, targets)[1]]}
+        for name, (alter, strengths) in SHIFTS.items():
+            accuracy[variant][name] = []
+            for strength in strengths:
+                altered = (255 * alter(images / 255, strength)).round().clamp(0, 255).to(torch.uint8)
+                accuracy[variant][name].append(common.evaluate(model, altered, targets)[1])
+    save(accuracy, "shift")
 
 
-def ablation_page():
-    """results/ablation.md; None if a run is missing."""
-    runs = [(variant, change, finished("ablation", variant, flags)) for variant, change, flags in ablation_runs()]
-    if not all(metrics for _, _, metrics in runs):
-        return None
-    parts = ["# What each choice is worth\n", (
-        "Written by `make ablation` from the runs in studies/ablation/. Each row is the script's recipe with one "
-        f"change, trained with `{ABLATION_FLAGS}`: validation accuracy, and its difference from the recipe's mean in "
-        f"points. The recipe itself is trained with seeds {', '.join(map(str, ABLATION_SEEDS))} (mean ± sample "
-        "standard deviation), a change with seed 0 alone: a difference below twice that deviation tells little.\n")]
-    for variant in ABLATION:
-        base = [100 * m["val_accuracy"] for v, change, m in runs if v == variant and change is None]
-        rows = [["", "multiply-adds, M", "validation accuracy, %", "difference"], ["---", "---:", "---:", "---:"]]
-        for v, change, metrics in runs:
-            if v == variant and (change or metrics["seed"] == ABLATION_SEEDS[0]):
-                values = [metrics["val_accuracy"]] if change else [value / 100 for value in base]
-                rows.append([change or f"the recipe of {variant}.py", f"{metrics['multiply_adds'] / 1e6:.1f}",
-                             "diverged" if metrics["diverged"] else percent(values),
-                             f"{100 * metrics['val_accuracy'] - statistics.mean(base):+.2f}"
-                             if change and not metrics["diverged"] else ""])
-        parts += [f"## {variant}\n", *markdown(rows), ""]
-    return "\n".join(parts) + "\n" + tried()
+def save(numbers, name):
+    saved_numbers(name).parent.mkdir(exist_ok=True)
+    write_file(saved_numbers(name), (json.dumps(numbers, indent=1) + "\n").encode())
 
 
-def tried():
-    """The section on what was dropped, from the saved numbers of those runs."""
-    rows = [["", "multiply-adds, M", "epochs", "validation accuracy, %", "instead of, %"], ["---", *["---:"] * 4]]
-    for what, *names in TRIED:
-        new, old = (common.read_run(common.RESULTS / "studies" / "tried" / name)[0] for name in names)
-        rows.append([what, f"{new['multiply_adds'] / 1e6:.1f}", str(new["epochs"]),
-                     *(f"{100 * m['val_accuracy']:.2f}" for m in (new, old))])
-    return "\n".join([
-        "## Tried and dropped\n", "BN on the way to the recipe, one training each, validation accuracy; differences of "
-        "less than half a point are noise. \"Rates\" are those of the filters and of everything else.\n",
-        *markdown(rows), ""])
+def saved_numbers(name):
+    """The file of what a study measures without training."""
+    return common.RESULTS / "studies" / f"{name}.json"
 
 
-def ablation():
-    for variant, _, flags in ablation_runs():
-        train("ablation", variant, flags)
+def report_shift():
+    """The picture, the finding and sentences, from the saved numbers."""
+    accuracy = json.loads(saved_numbers("shift").read_text())
+    picture, panels = pictures.figure(9, 3.6, len(SHIFTS))
+    for axes, (name, (_, strengths)) in zip(panels, SHIFTS.items()):
+        for variant, values in accuracy.items():
+            axes.plot([0, *strengths], [100 * value for value in values["as they are"] + values[name]], marker="o",
+                      markersize=3, color=common.COLOURS[variant], label=variant.upper())
+        axes.set(xlabel=f"{name}:\n{UNITS[name]}", ylim=(0, 100))
+        axes.grid(alpha=0.3)
+        if axes is not panels[0]:
+            axes.set_yticklabels([])
+    panels[0].set_ylabel("test accuracy, %")
+    panels[0].legend(loc="lower left")
+    kept = {variant: statistics.mean(100 * values[name][-1] for name in SHIFTS) for variant, values in accuracy.items()}
+    ranking = sorted(kept, key=kept.get, reverse=True)
+    sentences = []
+    for name in SHIFTS:
+        ends = {variant: values[name][-1] for variant, values in accuracy.items()}
+        best, worst = max(ends, key=ends.get), min(ends, key=ends.get)
+        error = 2 * math.sqrt(sum(p * (1 - p) / 10_000 for p in (ends[best], ends[worst])))  # of so many test images
+        verdict = "more" if ends[best] - ends[worst] > error else "no more"
+        sentences.append(f"{name}, strongest: " + ", ".join(f"{v.upper()} {ends[v]:.1%}" for v in ends) +
+                         f"; best and worst differ by {verdict} than twice the sampling error.")
+    finding = "Mean accuracy at the strongest of each: " + ", ".join(f"{v.upper()} {kept[v]:.1f} %" for v in ranking)
+    return picture, finding, sentences
 
 
-STUDIES = {"ablation": ablation}
+# --- 6. What a norm does: results/norms.png ---
+
+SHOWN_LAYER, SHOWN_CHANNELS, SHOWN_IMAGES, BINS = "C5", 8, 128, 100
+CUBE = (4, 6, 5)  # images, channels and positions of the drawn cube
 
 
-def pages():
-    """The pages of the studies that are complete: path -> text."""
-    text = ablation_page()
-    return {common.RESULTS / "ablation.md": text} if text else {}
+def activations(variant):
+    """What goes into the norm of SHOWN_LAYER and what it makes of it, each (N, C, H, W), for validation images."""
+    model = common.build_model(script_of(variant))
+    model.load_state_dict(torch.load(common.RESULTS / variant / "model.pt", weights_only=True))
+    images, targets = common.load_data("train")
+    images = images[common.split_indices(targets)[1][:SHOWN_IMAGES]]
+    seen = {}
+    norm = model.get_submodule(f"{SHOWN_LAYER}.norm")
+    norm.register_forward_hook(lambda layer, inputs, output: seen.update(before=inputs[0], after=output))
+    with torch.no_grad():
+        model.train(variant == "bn").forward(common.normalize(images))  # BN by this batch's statistics; no dropout yet
+    return {name: values.float() for name, values in seen.items()}
+
+
+def norms():
+    """Measure results/studies/norms.json: histograms of single channels before and after a norm."""
+    numbers = {}
+    for variant in common.COLOURS:
+        numbers[variant] = {}
+        for name, values in activations(variant).items():
+            low, high = values.min().item(), values.max().item()
+            channels = [values[:, channel].histc(BINS, low, high).tolist() for channel in range(SHOWN_CHANNELS)]
+            numbers[variant][name] = {"low": low, "high": high, "counts": channels,
+                                      "mean": values.mean().item(), "deviation": values.std().item()}
+    save(numbers, "norms")
+
+
+def index_set(variant):
+    """Which elements of a drawn cube (N, C, H*W) are normalized together with its front upper one."""
+    images, channels, positions = CUBE
+    together = torch.zeros(CUBE, dtype=torch.bool)
+    if variant == "bn":
+        together[:, 0] = True
+    elif variant == "gn":
+        together[0, : channels // 3] = True
+    else:
+        together[0] = True
+    return together
+
+
+def draw_norms(path):
+    """results/norms.png, from the saved numbers."""
+    from matplotlib.figure import Figure
+
+    numbers = json.loads(saved_numbers("norms").read_text())
+    picture = Figure((9, 7.6), dpi=110, layout="constrained")
+    for row, variant in enumerate(common.COLOURS):
+        colour = common.COLOURS[variant]
+        cube = picture.add_subplot(3, 3, 3 * row + 1, projection="3d")
+        together = index_set(variant).permute(1, 0, 2).flip(2)  # axes: channels, images, positions upwards
+        colours = numpy.where(together.numpy(), colour, "#f2f2f2")
+        cube.voxels(numpy.ones(together.shape), facecolors=colours, edgecolor="#999999", linewidth=0.3)
+        cube.set(xlabel="C", ylabel="N", zlabel="H·W", xticks=[], yticks=[], zticks=[])
+        cube.set_title(f"{LINES[variant]}: one mean and variance\nfor the coloured elements", fontsize=9)
+        for column, (name, values) in enumerate(numbers[variant].items()):
+            axes = picture.add_subplot(3, 3, 3 * row + 2 + column)
+            edges = numpy.linspace(values["low"], values["high"], BINS + 1)
+            for counts in values["counts"]:
+                axes.stairs(counts, edges)
+            axes.set(yticks=[], xlabel="activation" if row == 2 else "")
+            axes.set_title(f"{name}: mean {values['mean']:.2f}, deviation {values['deviation']:.2f}", fontsize=9)
+    pictures.save_picture(picture, f"{SHOWN_LAYER} of the trained networks, {SHOWN_IMAGES} validation images: "
+                          f"distributions of {SHOWN_CHANNELS} channels before and after the norm", path)
+
+
+# --- 7. Confusions ---
+
+
+def largest_confusions(counts, how_many=3):
+    """Of a confusion matrix (true, predicted): the largest numbers off its diagonal, as text."""
+    counts = counts.clone().fill_diagonal_(0)
+    pairs = [divmod(index, len(counts)) for index in counts.flatten().topk(how_many).indices.tolist()]
+    return ", ".join(f"{common.CLASSES[true]} taken for {common.CLASSES[taken]} {counts[true, taken]}"
+                     for true, taken in pairs)
+
+
+def draw_confusions(path):
+    """The matrices of the three published runs side by side."""
+    picture, panels = pictures.figure(12, 4.8, 3)
+    for axes, variant in zip(panels, common.COLOURS):
+        saved = torch.load(common.RESULTS / variant / "predictions.pt", weights_only=True)
+        counts = pictures.confusion(saved)
+        pictures.draw_counts(axes, counts, 6)
+        axes.set_title(f"{variant.upper()}: " + largest_confusions(counts).replace(", ", "\n"), fontsize=8)
+    pictures.save_picture(picture, "Which classes are taken for which, of 1,000 test images each", path)
+
+
+def extremes(groups):
+    """Whether automobile is the best class and cat the worst, in each of the published runs: a sentence."""
+    runs = [metrics for group in groups for metrics, _ in group]
+    best, worst = (collections.Counter(m[f"{end}_accurate_class"] for m in runs) for end in ("most", "least"))
+    holds = best["automobile"] == worst["cat"] == len(runs)
+    told = [" and ".join(f"{name} in {count}" for name, count in counter.most_common()) for counter in (best, worst)]
+    verdict = "holds" if holds else "does not always hold"
+    return (f"\"Best at automobile, worst at cat\" {verdict}: of {len(runs)} runs, the best class is {told[0]}; "
+            f"the worst is {told[1]}.")
+
+
+# --- All of them ---
+
+STUDIES = {
+    "dropout": Study(
+        "What does dropout do?",
+        {(line, p, seed): (line, f"{DROPOUT_FLAGS} --dropout {p} --seed {seed}")
+         for line in common.COLOURS for p in DROPOUT for seed in SEEDS},
+        "10,000 training images, 20 epochs, 3 seeds; bands: one standard deviation", report_dropout),
+    "groups": Study(
+        "From layer norm to instance norm: how many groups?",
+        {("gn", groups, seed): ("gn", f"{GROUP_FLAGS} --groups {groups} --seed {seed}")
+         for groups in GROUPS for seed in SEEDS} |
+        {(line, None, seed): ("bn", f"{GROUP_FLAGS} {flags} --seed {seed}")
+         for line, flags in (("bn", ""), (NONE, "--norm none")) for seed in SEEDS},
+        "15,000 training images, 10 epochs, 3 seeds, no dropout; bands: one standard deviation", report_groups),
+    "batch": Study(
+        "How small may a batch be?",
+        {(line, size, seed): (line, f"{batch_flags(line, size)} --seed {seed}")
+         for line in common.COLOURS for size in BATCHES for seed in SEEDS[:2]},
+        "10,000 training images, 4 epochs, 2 seeds, no dropout; rates go by the root of the batch size,\n"
+        "the moving average covers equally many images", report_batch),
+    "rate": Study(
+        "How high may the learning rate be?",
+        {(line, rate, seed): ("bn" if line == NONE else line, f"{RATE_FLAGS} {'--norm none' * (line == NONE)} "
+                              f"--max-lr {rate} --other-lr {rate} --seed {seed}")
+         for line in LINES for rate in RATES for seed in SEEDS[:2]},
+        "10,000 training images, 3 epochs of plain SGD, 2 seeds; crosses: diverged, drawn at chance", report_rate),
+}
+
+
+def told(name):
+    """The picture, its finding, and sentences of a study; None if it isn't complete."""
+    if name == "shift":
+        return report_shift() if saved_numbers(name).exists() else None
+    found = results_of(name)
+    return STUDIES[name].report(found) if found else None
+
+
+def titles():
+    return {name: (study.question, study.setting) for name, study in STUDIES.items()} | {
+        "shift": ("Which norm keeps its accuracy on altered images?",
+                  "the published weights of seed 0, the 10,000 test images")}
+
+
+def draw():
+    """The pictures of all studies that are complete, and of what the published runs show."""
+    for name, (_, setting) in titles().items():
+        if result := told(name):
+            picture, finding, _ = result
+            pictures.save_picture(picture, f"{finding}\n{setting}", common.RESULTS / f"study-{name}.png")
+    if all((common.RESULTS / variant / "model.pt").exists() for variant in common.COLOURS):
+        draw_confusions(common.RESULTS / "confusions.png")
+    if saved_numbers("norms").exists():
+        draw_norms(common.RESULTS / "norms.png")
+
+
+def sections(groups):
+    """The part of results/README.md about the studies that are complete."""
+    parts = [f"## Confusions\n\n![Confusion matrices of the three](confusions.png)\n\n{extremes(groups)}\n"]
+    if saved_numbers("norms").exists():
+        parts.append("## What does a norm do?\n\n![What each norm sees, and activations before and after it](norms.png)"
+                     "\n\n`make study-norms`\n")
+    for name, (question, setting) in titles().items():
+        if result := told(name):
+            _, finding, sentences = result
+            parts.append(f"## {question}\n\n![{finding}](study-{name}.png)\n\n{finding} ({setting}; "
+                         f"`make study-{name}`).\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n")
+    return parts
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m tools.studies", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    study = parser.parse_args(argv).study
+    parser.add_argument("study", choices=[*titles(), "norms"])
+    name = parser.parse_args(argv).study
     try:
-        STUDIES[study]()
-        for path, text in pages().items():
-            write_file(path, text.encode())
-            print(f"{study}: see {path}")
+        if name in ("shift", "norms"):
+            {"shift": shift, "norms": norms}[name]()
+        else:
+            for variant, flags in STUDIES[name].runs.values():
+                train(name, variant, flags)
+        draw()
+        report.compare()
     except (RunError, OSError) as error:
-        sys.exit(f"{study}: {error}")
+        sys.exit(f"{name}: {error}")
 
 
 if __name__ == "__main__":
