@@ -77,6 +77,7 @@ ablation: environment ## measure what each choice of the recipes is worth, in sh
 	$(RUN) -m tools.ablation
 
 STUDIES := $(addprefix study-,dropout groups batch rate shift norms)
+.PHONY: $(STUDIES)
 $(STUDIES): environment ## what a norm or its setting does, measured and drawn
 	$(RUN) -m tools.studies $(@:study-%=%)
 

@@ -269,9 +269,8 @@ SHIFTS = {  # what is done to test images in [0, 1], and how much of it
     "less contrast": (paler, (0.3, 0.6, 0.8)), "noise": (noisier, (0.02, 0.05, 0.1)),
     "blur": (blurred, (0.5, 0.8, 1.2)),
 }
-UNITS = {"brighter": "share of white added", "darker": "share of white taken",
-         "less contrast": "share of contrast taken", "noise": "its deviation, share of white",
-         "blur": "its deviation, pixels"}
+UNITS = {"brighter": "white added", "darker": "white taken", "less contrast": "share taken", "noise": "deviation",
+         "blur": "deviation, pixels"}
 
 
 def shift():
