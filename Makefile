@@ -13,22 +13,19 @@ VARIANTS := bn gn ln
 SHELL := /bin/sh
 STAMPS := results/.trained
 
-# On Linux, keep freed memory for the next tensor instead of handing it back to the kernel; elsewhere without effect.
-export MALLOC_MMAP_MAX_ := 0
-export MALLOC_TRIM_THRESHOLD_ := 2147483647
-
 ifeq ($(VENV),no)
 RUN := $(PYTHON)
 else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help all seeds $(VARIANTS) test data summary plots check bench ablation torture clean environment force
+.PHONY: help all seeds $(VARIANTS) test data summary plots check bench ablation torture clean environment force \
+  study-norms study-shift study-dropout study-groups study-batch study-rate
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z ]*\):[^#]*## /\1: /p' Makefile | \
-	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-8s %s\n", names[i], $$2 }'
+	@sed -n 's/^\([a-z -]*\):[^#]*## /\1: /p' Makefile | \
+	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-13s %s\n", names[i], $$2 }'
 
 bn gn ln: environment ## train this variant, test it, and write its folder in results/
 	@mkdir -p $(STAMPS) && touch $(STAMPS)/$@.begun
@@ -70,15 +67,16 @@ summary: environment ## print the layers and parameters of every variant
 plots: environment ## redraw every picture and table from the saved results
 	$(RUN) -m tools.report plots
 
-bench: environment ## measure the speed here, beside the usual way of writing it (ARGS=accuracy and ARGS=race: longer)
+bench: environment ## measure the speed here, beside the usual way of writing it (ARGS=accuracy and ARGS=race take longer)
 	$(RUN) -m tools.bench $(ARGS)
 
 ablation: environment ## measure what each choice of the recipes is worth, in short trainings
 	$(RUN) -m tools.ablation
 
-STUDIES := $(addprefix study-,dropout groups batch rate shift norms)
-.PHONY: $(STUDIES)
-$(STUDIES): environment ## what a norm or its setting does, measured and drawn
+study-norms study-shift: environment ## measure and draw what the trained norms do; seconds
+	$(RUN) -m tools.studies $(@:study-%=%)
+
+study-dropout study-groups study-batch study-rate: environment ## the same with trainings; up to an hour and a half
 	$(RUN) -m tools.studies $(@:study-%=%)
 
 torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)

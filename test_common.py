@@ -1270,9 +1270,9 @@ def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
 
 
 @pytest.fixture
-def small_ablation(world, monkeypatch):
-    """An ablation of short runs, trained in this process: its commands are listed."""
-    from tools import ablation, studies
+def trainings(monkeypatch):
+    """The commands of the trainings, which run in this process instead."""
+    from tools import studies
 
     commands = []
 
@@ -1281,12 +1281,20 @@ def small_ablation(world, monkeypatch):
         return SimpleNamespace(returncode=run(report.script_of(command[1][:2]), *map(str, command[2:])))
 
     monkeypatch.setattr(studies.subprocess, "run", train)
+    return commands
+
+
+@pytest.fixture
+def small_ablation(world, trainings, monkeypatch):
+    """An ablation of short runs, and the list of commands."""
+    from tools import ablation
+
     monkeypatch.setattr(ablation, "ABLATION_FLAGS", "--epochs 1 --no-test")
     monkeypatch.setattr(ablation, "TRIED", [("standing still", "bn-epochs=1-no-test", "bn-epochs=1-no-test")])
     (world.results / "studies").mkdir(parents=True)
     (world.results / "studies" / "tried").symlink_to("ablation")
     monkeypatch.setattr(ablation, "ABLATION", {"bn": {"no flips": "--no-flip", "far too fast": "--other-lr 1e30"}})
-    return ablation, commands
+    return ablation, trainings
 
 
 def test_the_ablation_trains_what_is_missing_and_writes_its_page(world, small_ablation):
@@ -1337,11 +1345,11 @@ def test_a_difference_is_stated_only_beyond_twice_the_spread():
 
     found = {(line, p): fabricated(70 + (2 if line == "gn" and p == 0.2 else 0.5) * (p > 0))
              for line in SCRIPTS for p in studies.DROPOUT}
-    picture, finding, sentences = studies.report_dropout(found)
+    finding, sentences = studies.tell_dropout(found)
     assert finding == "Dropout makes the gap smaller, and helps GN at 0.2"
     assert sum("accuracy goes from 70.00 ± 0.50 to 72.00 ± 0.50, a difference" in line for line in sentences) == 1
     assert sum("accuracy goes from 70.00 ± 0.50 to 70.50 ± 0.50, no difference" in line for line in sentences) == 5
-    assert len(picture.axes) == 2
+    assert len(studies.draw_dropout(found).axes) == 2
 
 
 def test_the_highest_stable_rate_is_the_last_before_runs_diverge_or_fail():
@@ -1351,7 +1359,7 @@ def test_the_highest_stable_rate_is_the_last_before_runs_diverge_or_fail():
     found = {(line, rate): fabricated(60, diverged=rate > last[line])
              for line in studies.LINES for rate in studies.RATES}
     found["ln", 0.3] = fabricated(30)  # still there, but far from its best
-    _, finding, _ = studies.report_rate(found)
+    finding, _ = studies.tell_rate(found)
     assert finding == "Highest stable rate: batch norm 3, group norm 1, layer norm 0.1, no norm 0.03"
 
 
@@ -1360,12 +1368,12 @@ def test_the_family_of_groups_and_small_batches_are_told_with_their_noise():
 
     family = {("gn", groups): fabricated(70 + 2 * (groups in (4, 8))) for groups in studies.GROUPS}
     others = {("bn", None): fabricated(75), ("none", None): fabricated(72)}
-    _, finding, sentences = studies.report_groups(family | others)
+    finding, sentences = studies.tell_groups(family | others)
     assert finding == "Best, within the noise: 4 groups or 8 groups"
     assert "From batch norm to 4 groups, accuracy goes from 75.00 ± 0.50 to 72.00 ± 0.50, a difference." in sentences
     sizes = {(line, size): fabricated(60 - 5 * (line == "bn" and size == 2))
              for line in SCRIPTS for size in studies.BATCHES}
-    _, finding, _ = studies.report_batch(sizes)
+    finding, _ = studies.tell_batch(sizes)
     assert finding == "Batches of 2 instead of 128, in points of accuracy: BN -5.0, GN +0.0 (noise), LN +0.0 (noise)"
 
 
@@ -1374,30 +1382,25 @@ def test_every_run_of_a_study_can_be_parsed_and_has_a_folder_of_its_own():
 
     for name, study in studies.STUDIES.items():
         folders = {studies.folder_of(name, *run)[0] for run in study.runs.values()}
-        assert len(folders) == len(study.runs) and {seed for *_, seed in study.runs} >= {0, 1}
+        assert len(folders) == len(study.runs)
+        assert bool(study.measure) != ({seed for *_, seed in study.runs} >= {0, 1})
 
 
-def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, monkeypatch):
+def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, trainings, monkeypatch):
     from tools import studies
-
-    commands = []
-
-    def train(command, **options):
-        commands.append(command[1:])
-        return SimpleNamespace(returncode=run(report.script_of(command[1][:2]), *map(str, command[2:])))
 
     runs = {(line, rate, seed): (line, f"--epochs 1 --no-test --other-lr {rate:g} --seed {seed}")
             for line in ("bn", "gn") for rate in (0.3, 1e38) for seed in (0, 1)}
-    small = studies.Study("How?", runs, "quickly", lambda found: (
-        pictures.figure(9, 3, 1)[0], "so", [f"{line} {x:g} {len(group)}" for (line, x), group in found.items()]))
+    small = studies.Study(
+        "How?", "quickly", lambda found: ("so", [f"{line} {x:g} {len(group)}" for (line, x), group in found.items()]),
+        lambda found: pictures.empty(9, 3), runs)
     monkeypatch.setattr(studies, "STUDIES", {"small": small})
-    monkeypatch.setattr(studies.subprocess, "run", train)
     studies.main(["small"])
-    assert len(commands) == 8
+    assert len(trainings) == 8
     page = (copied.results / "README.md").read_text()
     assert "## How?" in page and "- gn 1e+38 2" in page and (copied.results / "study-small.png").exists()
     studies.main(["small"])
-    assert len(commands) == 8
+    assert len(trainings) == 8
     report.main(["check"])
 
 
@@ -1443,6 +1446,9 @@ def test_the_norms_are_drawn_from_measured_numbers(copied):
     numbers = json.loads(studies.saved_numbers("norms").read_text())
     for variant in SCRIPTS:
         assert all(sum(counts) == 30 * 16 * 16 for counts in numbers[variant]["after"]["counts"])
+    assert numbers["bn"]["after"]["means"] == pytest.approx([0] * 8, abs=0.01)
+    assert numbers["bn"]["after"]["deviations"] == pytest.approx([1] * 8, abs=0.01)
+    assert max(map(abs, numbers["ln"]["after"]["means"])) > 0.1  # what is equal is the mean over all channels
     assert (copied.results / "norms.png").stat().st_size > 10_000
     assert "(norms.png)" in (copied.results / "README.md").read_text()
 
@@ -1542,5 +1548,6 @@ def test_make_alone_lists_every_target(checkout):
     _, make = checkout
     status, ran, out = make()
     assert status == 0 and ran == []
-    for target in "bn gn ln all seeds test data summary plots check bench ablation torture clean".split():
+    studies = [f"study-{name}" for name in "dropout groups batch rate shift norms".split()]
+    for target in "bn gn ln all seeds test data summary plots check bench ablation torture clean".split() + studies:
         assert sum(line.startswith(f"make {target} ") for line in out.splitlines()) == 1, target

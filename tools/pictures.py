@@ -19,10 +19,15 @@ def draw_run(folder):
         draw_misclassified(folder, metrics, saved)
 
 
-def figure(width, height, columns, rows=1):
+def empty(width, height):
+    """A picture of so many inches, without panels."""
     from matplotlib.figure import Figure  # without pyplot: needs no screen and keeps no state
 
-    picture = Figure((width, height), dpi=110, layout="constrained")
+    return Figure((width, height), dpi=110, layout="constrained")
+
+
+def figure(width, height, columns, rows=1):
+    picture = empty(width, height)
     return picture, picture.subplots(rows, columns)
 
 

@@ -38,6 +38,14 @@ def recipe_of(metrics):
     return dataclasses.replace(script, **values | {"widths": tuple(values["widths"])})
 
 
+def trained(folder):
+    """The network of a run, with its saved weights. Raises RunError if its files are damaged or missing."""
+    storage.verify(folder)
+    model = common.build_model(recipe_of(common.read_run(folder)[0]))
+    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    return model
+
+
 def complete_runs():
     storage.finish_interrupted(common.RESULTS)
     return sorted(sums.parent for sums in common.RESULTS.glob("*/SHA256SUMS"))
@@ -183,13 +191,13 @@ def other_pages():
 
 def plots():
     """Redraw every picture and table from the saved results."""
+    from tools import studies  # which imports this file
+
     for folder in complete_runs():
         storage.verify(folder, pictures=False)
         if (folder / "model.pt").exists():  # if not, only its numbers were kept
             pictures.draw_run(folder)
             storage.sign(folder)
-    from tools import studies  # which imports this file
-
     studies.draw()
     compare()
     for path, text in other_pages().items():
@@ -211,9 +219,7 @@ def check():
         if metrics["test_accuracy"] is None or not (folder / "model.pt").exists():
             print(f"{folder.name}: files as signed; no weights, or not tested")
             continue
-        model = common.build_model(recipe)
-        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-        loss, accuracy, _ = common.evaluate(model, images, targets)
+        loss, accuracy, _ = common.evaluate(trained(folder), images, targets)
         differ = round(abs(accuracy - metrics["test_accuracy"]) * len(targets))
         print(f"{folder.name}: files as signed; test accuracy {accuracy:.2%}, loss {loss:.4f}; {differ} images differ")
         if differ > 10 or not abs(loss - metrics["test_loss"]) <= 1e-3:

@@ -3,6 +3,8 @@
 A run is completed in results/.new/<run>, where its checkpoint lies, and which one process holds by a lock. When it is
 complete it is signed by SHA256SUMS and renamed to results/<run>; what it replaces is kept, one deep, in
 results/.previous/<run>. So a kill at any moment leaves a checkpoint to go on from, or a signed folder to rename.
+
+At the end, what depends on the machine: its memory and its processor.
 """
 
 import contextlib
@@ -130,37 +132,6 @@ def differences(old, new):
     return [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
 
 
-def keep_freed_memory():
-    """Tell glibc to keep freed memory for the next tensor; by default large blocks go back to the kernel every time."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no large block is mapped on its own
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap doesn't shrink
-
-
-def peak_memory_mb():
-    """The most memory that this process has held so far, in units of 10^6 bytes, on the host (not on a GPU)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, in units of 1024 elsewhere
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
-
-
-@functools.cache
-def cpu():
-    """What Linux says of the first CPU; empty elsewhere."""
-    with contextlib.suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    return {}
-
-
-def cpu_model():
-    return cpu().get("model name") or platform.processor()
-
-
-def cpu_has(instructions):
-    return instructions in cpu().get("flags", "").split()
-
-
 def keep(folder, *names):
     """Delete the other files of an unfinished run, but for its checkpoint."""
     for path in folder.iterdir():
@@ -213,3 +184,34 @@ def finish_interrupted(results):
             put_in_place(new)
             names.append(new.name)
     return names
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next tensor; by default large blocks go back to the kernel every time."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no large block is mapped on its own
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes: the heap doesn't shrink
+
+
+def peak_memory_mb():
+    """The most memory that this process has held so far, in units of 10^6 bytes, on the host (not on a GPU)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, in units of 1024 elsewhere
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
+
+
+@functools.cache
+def cpu():
+    """What Linux says of the first CPU; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    return {}
+
+
+def cpu_model():
+    return cpu().get("model name") or platform.processor()
+
+
+def cpu_has(instructions):
+    return instructions in cpu().get("flags", "").split()

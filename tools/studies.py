@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import numpy
 import torch
+from torch import nn
 
 import common
 from tools import pictures, report, storage
@@ -63,13 +64,17 @@ LINES = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NONE: "no n
 @dataclasses.dataclass(frozen=True)
 class Study:
     question: str
-    runs: dict  # (line, x, seed) -> (variant, flags)
     setting: str  # what the runs have in common, for the picture
-    report: Callable  # {(line, x): metrics of each seed} -> the picture, its finding, and sentences
+    tell: Callable  # from what was found to the finding, and a list of sentences
+    draw: Callable  # from what was found to the picture
+    runs: dict = dataclasses.field(default_factory=dict)  # (line, x, seed) -> (variant, flags)
+    measure: Callable | None = None  # instead of runs: measures the published weights and saves what it found
 
 
 def results_of(name):
-    """{(line, x): metrics of each seed} of a study; None if a run is missing."""
+    """What a study found: {(line, x): metrics of each seed}, or the saved numbers; None if it isn't complete."""
+    if STUDIES[name].measure:
+        return json.loads(saved_numbers(name).read_text()) if saved_numbers(name).exists() else None
     found = {}
     for (line, x, _), (variant, flags) in STUDIES[name].runs.items():
         metrics = finished(name, variant, flags)
@@ -89,15 +94,20 @@ def differ(a, b):
     return abs(statistics.mean(a) - statistics.mean(b)) > 2 * max(statistics.stdev(a), statistics.stdev(b))
 
 
+def draw_line(axes, line, xs, values, **style):
+    """The mean of each list of values, with a band of one standard deviation to either side."""
+    colour = common.COLOURS.get(line, GREY)
+    means, deviations = ([f(group) for group in values] for f in (statistics.mean, statistics.stdev))
+    low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
+    axes.plot(xs, means, color=colour, label=LINES[line], **style)
+    axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
 def draw_lines(axes, found, measure):
-    """A line with a band of one standard deviation for each line of `found`; diverged runs are marked by a cross."""
+    """A line for each one of `found`; diverged runs are marked by a cross."""
     for line in dict.fromkeys(line for line, _ in found):
         xs, colour = [x for other, x in found if other == line], common.COLOURS.get(line, GREY)
-        values = [measure(found[line, x]) for x in xs]
-        means, deviations = ([f(group) for group in values] for f in (statistics.mean, statistics.stdev))
-        low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
-        axes.plot(xs, means, marker="o", markersize=3, color=colour, label=LINES[line])
-        axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
+        draw_line(axes, line, xs, [measure(found[line, x]) for x in xs], marker="o", markersize=3)
         lost = [x for x in xs if any(m["diverged"] for m in found[line, x])]
         axes.plot(lost, [100 * CHANCE] * len(lost), "x", color=colour, markersize=8)
     axes.grid(alpha=0.3)
@@ -114,13 +124,17 @@ def gaps(group):
     return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group))]
 
 
-def report_dropout(found):
+def draw_dropout(found):
     picture, panels = pictures.figure(9, 3.8, 2)
     draw_lines(panels[0], found, accuracies)
     draw_lines(panels[1], found, gaps)
     for axes, label in zip(panels, ("validation accuracy, %", "training less validation accuracy, points")):
         axes.set(xlabel="share of channels dropped", ylabel=label, xticks=DROPOUT)
     panels[0].legend()
+    return picture
+
+
+def tell_dropout(found):
     sentences, helped = [], []
     for line in common.COLOURS:
         before, *after = (found[line, p] for p in DROPOUT)
@@ -132,7 +146,7 @@ def report_dropout(found):
                 helped.append(f"{line.upper()} at {p:g}")
     finding = ("Dropout makes the gap smaller, and helps " + ", ".join(helped) if helped else
                "Dropout raises no variant's validation accuracy by more than the noise")
-    return picture, finding, sentences
+    return finding, sentences
 
 
 def gain(before, after):
@@ -152,20 +166,21 @@ GROUPS = (1, 2, 4, 8, "channels")
 GROUP_FLAGS = "--limit 15000 --epochs 10 --no-test --dropout 0"
 
 
-def report_groups(found):
+def draw_groups(found):
     picture, axes = pictures.figure(9, 4.2, 1)
     ticks = {groups: index for index, groups in enumerate(GROUPS)}
     family = {("gn", ticks[x]): group for (line, x), group in found.items() if line == "gn"}
     draw_lines(axes, family, accuracies)
-    for line, colour in (("bn", common.COLOURS["bn"]), (NONE, GREY)):
-        values = accuracies(found[line, None])
-        mean, deviation = statistics.mean(values), statistics.stdev(values)
-        axes.axhline(mean, color=colour, linestyle="--", label=LINES[line])
-        axes.axhspan(mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+    for line in ("bn", NONE):
+        draw_line(axes, line, [0, len(GROUPS) - 1], 2 * [accuracies(found[line, None])], linestyle="--")
     names = {1: "1\n(layer norm)", "channels": "one per channel\n(instance norm)"}
     axes.set_xticks(range(len(GROUPS)), [names.get(groups, str(groups)) for groups in GROUPS])
     axes.set(xlabel="groups of channels", ylabel="validation accuracy, %")
     axes.legend()
+    return picture
+
+
+def tell_groups(found):
     means = {groups: statistics.mean(accuracies(found["gn", groups])) for groups in GROUPS}
     best = max(means, key=means.get)
     values = accuracies(found["gn", best])
@@ -175,7 +190,7 @@ def report_groups(found):
     for line in ("bn", NONE):
         sentences.append(f"From {LINES[line]} to {named(best)}, accuracy goes "
                          f"{measured(accuracies(found[line, None]), values)}.")
-    return picture, finding, sentences
+    return finding, sentences
 
 
 def named(groups):
@@ -184,7 +199,7 @@ def named(groups):
 
 # --- 3. Batch size ---
 
-BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
+BATCHES, USUAL_BATCH, SMALL_BATCH = (2, 4, 8, 16, 32, 64, 128, 256), 128, 2
 
 
 def batch_flags(variant, size):
@@ -195,7 +210,7 @@ def batch_flags(variant, size):
     return f"--limit 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} {rates} --ema {script.ema**scale:.6g}"
 
 
-def report_batch(found):
+def draw_batch(found):
     picture, axes = pictures.figure(9, 4.2, 1)
     draw_lines(axes, found, lambda group: [100 - value for value in accuracies(group)])
     axes.set_xscale("log", base=2)
@@ -203,16 +218,19 @@ def report_batch(found):
     axes.invert_xaxis()
     axes.set(xlabel="images in a batch", ylabel="validation error, %")
     axes.legend()
-    sentences = [f"{line.upper()}: from batches of {BATCHES[-2]} to batches of {BATCHES[0]}, accuracy goes "
-                 f"{measured(accuracies(found[line, BATCHES[-2]]), accuracies(found[line, BATCHES[0]]))}."
-                 for line in common.COLOURS]
-    change = {}
+    return picture
+
+
+def tell_batch(found):
+    sentences, changes = [], []
     for line in common.COLOURS:
-        usual, small = found[line, BATCHES[-2]], found[line, BATCHES[0]]
-        beyond = differ(accuracies(usual), accuracies(small))
-        change[line] = f"{line.upper()} {gain(usual, small):+.1f}{'' if beyond else ' (noise)'}"
-    finding = f"Batches of {BATCHES[0]} instead of {BATCHES[-2]}, in points of accuracy: {', '.join(change.values())}"
-    return picture, finding, sentences
+        usual, small = found[line, USUAL_BATCH], found[line, SMALL_BATCH]
+        sentences.append(f"{line.upper()}: from batches of {USUAL_BATCH} to batches of {SMALL_BATCH}, accuracy goes "
+                         f"{measured(accuracies(usual), accuracies(small))}.")
+        noise = "" if differ(accuracies(usual), accuracies(small)) else " (noise)"
+        changes.append(f"{line.upper()} {gain(usual, small):+.1f}{noise}")
+    finding = f"Batches of {SMALL_BATCH} instead of {USUAL_BATCH}, in points of accuracy: {', '.join(changes)}"
+    return finding, sentences
 
 
 # --- 4. Learning rate ---
@@ -221,12 +239,16 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 RATE_FLAGS = "--limit 10000 --epochs 3 --no-test --dropout 0 --ema 0 --optimizer SGD --no-zero-mean"
 
 
-def report_rate(found):
+def draw_rate(found):
     picture, axes = pictures.figure(9, 4.2, 1)
     draw_lines(axes, found, accuracies)
     axes.set_xscale("log")
     axes.set(xlabel="peak learning rate (SGD)", ylabel="validation accuracy, %")
     axes.legend()
+    return picture
+
+
+def tell_rate(found):
     highest = {}
     for line in LINES:
         means = {rate: statistics.mean(accuracies(found[line, rate])) for rate in RATES}
@@ -235,7 +257,7 @@ def report_rate(found):
     sentences = [f"{LINES[line]}: the highest rate at which no run diverges and accuracy is more than 0.8 times its "
                  f"best is {rate:g}." for line, rate in highest.items()]
     finding = "Highest stable rate: " + ", ".join(f"{LINES[line]} {rate:g}" for line, rate in highest.items())
-    return picture, finding, sentences
+    return finding, sentences
 
 
 # --- 5. Shift: the trained networks on altered test images ---
@@ -273,15 +295,12 @@ UNITS = {"brighter": "white added", "darker": "white taken", "less contrast": "s
          "blur": "deviation, pixels"}
 
 
-def shift():
-    """Measure results/studies/shift.json: test accuracy of the published weights for every alteration."""
+def measure_shift():
+    """Write results/studies/shift.json: test accuracy of the published weights for every alteration."""
     images, targets = common.load_data("test")
     accuracy = {}
     for variant in common.COLOURS:
-        folder = common.RESULTS / variant
-        storage.verify(folder)
-        model = common.build_model(script_of(variant))
-        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        model = report.trained(common.RESULTS / variant)
         accuracy[variant] = {"as they are": [common.evaluate(model, images, targets)[1]]}
         for name, (alter, strengths) in SHIFTS.items():
             accuracy[variant][name] = []
@@ -301,9 +320,7 @@ def saved_numbers(name):
     return common.RESULTS / "studies" / f"{name}.json"
 
 
-def report_shift():
-    """The picture, the finding and sentences, from the saved numbers."""
-    accuracy = json.loads(saved_numbers("shift").read_text())
+def draw_shift(accuracy):
     picture, panels = pictures.figure(9, 3.6, len(SHIFTS))
     for axes, (name, (_, strengths)) in zip(panels, SHIFTS.items()):
         for variant, values in accuracy.items():
@@ -315,6 +332,10 @@ def report_shift():
             axes.set_yticklabels([])
     panels[0].set_ylabel("test accuracy, %")
     panels[0].legend(loc="lower left")
+    return picture
+
+
+def tell_shift(accuracy):
     kept = {variant: statistics.mean(100 * values[name][-1] for name in SHIFTS) for variant, values in accuracy.items()}
     ranking = sorted(kept, key=kept.get, reverse=True)
     sentences = []
@@ -326,7 +347,7 @@ def report_shift():
         sentences.append(f"{name}, strongest: " + ", ".join(f"{v.upper()} {ends[v]:.1%}" for v in ends) +
                          f"; best and worst differ by {verdict} than twice the sampling error.")
     finding = "Mean accuracy at the strongest of each: " + ", ".join(f"{v.upper()} {kept[v]:.1f} %" for v in ranking)
-    return picture, finding, sentences
+    return finding, sentences
 
 
 # --- 6. What a norm does: results/norms.png ---
@@ -335,30 +356,30 @@ SHOWN_LAYER, SHOWN_CHANNELS, SHOWN_IMAGES, BINS = "C5", 8, 128, 100
 CUBE = (4, 6, 5)  # images, channels and positions of the drawn cube
 
 
-def activations(variant):
-    """What goes into the norm of SHOWN_LAYER and what it makes of it, each (N, C, H, W), for validation images."""
-    model = common.build_model(script_of(variant))
-    model.load_state_dict(torch.load(common.RESULTS / variant / "model.pt", weights_only=True))
-    images, targets = common.load_data("train")
-    images = images[common.split_indices(targets)[1][:SHOWN_IMAGES]]
-    seen = {}
+def activations(variant, images):
+    """What goes into the norm of SHOWN_LAYER, and the same normalized, but not scaled or shifted: (N, C, H, W) each."""
+    model, seen = report.trained(common.RESULTS / variant), {}
     norm = model.get_submodule(f"{SHOWN_LAYER}.norm")
+    nn.init.ones_(norm.weight)
+    nn.init.zeros_(norm.bias)
     norm.register_forward_hook(lambda layer, inputs, output: seen.update(before=inputs[0], after=output))
     with torch.no_grad():
         model.train(variant == "bn").forward(common.normalize(images))  # BN by this batch's statistics; no dropout yet
     return {name: values.float() for name, values in seen.items()}
 
 
-def norms():
-    """Measure results/studies/norms.json: histograms of single channels before and after a norm."""
-    numbers = {}
+def measure_norms():
+    """Write results/studies/norms.json: histograms, means and deviations of single channels before and after a norm."""
+    images, targets = common.load_data("train")
+    images, numbers = images[common.split_indices(targets)[1][:SHOWN_IMAGES]], {}
     for variant in common.COLOURS:
         numbers[variant] = {}
-        for name, values in activations(variant).items():
+        for name, values in activations(variant, images).items():
             low, high = values.min().item(), values.max().item()
-            channels = [values[:, channel].histc(BINS, low, high).tolist() for channel in range(SHOWN_CHANNELS)]
-            numbers[variant][name] = {"low": low, "high": high, "counts": channels,
-                                      "mean": values.mean().item(), "deviation": values.std().item()}
+            channels = values[:, :SHOWN_CHANNELS].transpose(0, 1).flatten(1)
+            numbers[variant][name] = {
+                "low": low, "high": high, "counts": [channel.histc(BINS, low, high).tolist() for channel in channels],
+                "means": channels.mean(1).tolist(), "deviations": channels.std(1).tolist()}
     save(numbers, "norms")
 
 
@@ -375,29 +396,44 @@ def index_set(variant):
     return together
 
 
-def draw_norms(path):
-    """results/norms.png, from the saved numbers."""
-    from matplotlib.figure import Figure
-
-    numbers = json.loads(saved_numbers("norms").read_text())
-    picture = Figure((9, 7.6), dpi=110, layout="constrained")
+def draw_norms(numbers):
+    picture = pictures.empty(9, 7.6)
     for row, variant in enumerate(common.COLOURS):
         colour = common.COLOURS[variant]
         cube = picture.add_subplot(3, 3, 3 * row + 1, projection="3d")
         together = index_set(variant).permute(1, 0, 2).flip(2)  # axes: channels, images, positions upwards
         colours = numpy.where(together.numpy(), colour, "#f2f2f2")
         cube.voxels(numpy.ones(together.shape), facecolors=colours, edgecolor="#999999", linewidth=0.3)
-        cube.set(xlabel="C", ylabel="N", zlabel="H·W", xticks=[], yticks=[], zticks=[])
-        cube.set_title(f"{LINES[variant]}: one mean and variance\nfor the coloured elements", fontsize=9)
+        cube.set(xlabel="channels C", ylabel="images N", zlabel="positions H·W", xticks=[], yticks=[], zticks=[])
+        for axis in (cube.xaxis, cube.yaxis, cube.zaxis):
+            axis.labelpad = -12
+        cube.set_title(f"{LINES[variant]}: the coloured elements\nshare a mean and a variance", fontsize=9)
         for column, (name, values) in enumerate(numbers[variant].items()):
             axes = picture.add_subplot(3, 3, 3 * row + 2 + column)
             edges = numpy.linspace(values["low"], values["high"], BINS + 1)
             for counts in values["counts"]:
                 axes.stairs(counts, edges)
             axes.set(yticks=[], xlabel="activation" if row == 2 else "")
-            axes.set_title(f"{name}: mean {values['mean']:.2f}, deviation {values['deviation']:.2f}", fontsize=9)
-    pictures.save_picture(picture, f"{SHOWN_LAYER} of the trained networks, {SHOWN_IMAGES} validation images: "
-                          f"distributions of {SHOWN_CHANNELS} channels before and after the norm", path)
+            axes.set_title(f"{name}: channels have means of {ends(values['means'])},\n"
+                           f"deviations of {ends(values['deviations'])}", fontsize=9)
+    return picture
+
+
+def ends(values):
+    """"lowest to highest" of some numbers, to two digits behind the point, without a minus before a zero."""
+    low, high = (round(end, 2) + 0.0 for end in (min(values), max(values)))
+    return f"{low:.2f} to {high:.2f}"
+
+
+def tell_norms(numbers):
+    sentences, apart = [], []
+    for variant, parts in numbers.items():
+        before, after = parts["before"], parts["after"]
+        sentences.append(f"{LINES[variant]}: channels come with means of {ends(before['means'])} and deviations of "
+                         f"{ends(before['deviations'])}, and leave with {ends(after['means'])} and "
+                         f"{ends(after['deviations'])}.")
+        apart.append(f"{variant.upper()} {max(after['means']) - min(after['means']):.2f}")
+    return f"How far apart the means of normalized channels are: {', '.join(apart)}", sentences
 
 
 # --- 7. Confusions ---
@@ -436,84 +472,82 @@ def extremes(groups):
 # --- All of them ---
 
 STUDIES = {
+    "norms": Study(
+        "What does a norm do?",
+        f"{SHOWN_CHANNELS} channels of {SHOWN_LAYER} in the published networks of seed 0, {SHOWN_IMAGES} validation "
+        "images; without the norm's own scale and shift", tell_norms, draw_norms, measure=measure_norms),
     "dropout": Study(
         "What does dropout do?",
+        "10,000 training images, 20 epochs, 3 seeds; bands: one standard deviation", tell_dropout, draw_dropout,
         {(line, p, seed): (line, f"{DROPOUT_FLAGS} --dropout {p} --seed {seed}")
-         for line in common.COLOURS for p in DROPOUT for seed in SEEDS},
-        "10,000 training images, 20 epochs, 3 seeds; bands: one standard deviation", report_dropout),
+         for line in common.COLOURS for p in DROPOUT for seed in SEEDS}),
     "groups": Study(
         "From layer norm to instance norm: how many groups?",
+        "15,000 training images, 10 epochs, 3 seeds, no dropout; bands: one standard deviation",
+        tell_groups, draw_groups,
         {("gn", groups, seed): ("gn", f"{GROUP_FLAGS} --groups {groups} --seed {seed}")
          for groups in GROUPS for seed in SEEDS} |
         {(line, None, seed): ("bn", f"{GROUP_FLAGS} {flags} --seed {seed}")
-         for line, flags in (("bn", ""), (NONE, "--norm none")) for seed in SEEDS},
-        "15,000 training images, 10 epochs, 3 seeds, no dropout; bands: one standard deviation", report_groups),
+         for line, flags in (("bn", ""), (NONE, "--norm none")) for seed in SEEDS}),
     "batch": Study(
         "How small may a batch be?",
-        {(line, size, seed): (line, f"{batch_flags(line, size)} --seed {seed}")
-         for line in common.COLOURS for size in BATCHES for seed in SEEDS[:2]},
         "10,000 training images, 4 epochs, 2 seeds, no dropout; rates go by the root of the batch size,\n"
-        "the moving average covers equally many images", report_batch),
+        "the moving average covers equally many images", tell_batch, draw_batch,
+        {(line, size, seed): (line, f"{batch_flags(line, size)} --seed {seed}")
+         for line in common.COLOURS for size in BATCHES for seed in SEEDS[:2]}),
     "rate": Study(
         "How high may the learning rate be?",
+        "10,000 training images, 3 epochs of plain SGD, 2 seeds; crosses: diverged, drawn at chance",
+        tell_rate, draw_rate,
         {(line, rate, seed): ("bn" if line == NONE else line, f"{RATE_FLAGS} {'--norm none' * (line == NONE)} "
                               f"--max-lr {rate} --other-lr {rate} --seed {seed}")
-         for line in LINES for rate in RATES for seed in SEEDS[:2]},
-        "10,000 training images, 3 epochs of plain SGD, 2 seeds; crosses: diverged, drawn at chance", report_rate),
+         for line in LINES for rate in RATES for seed in SEEDS[:2]}),
+    "shift": Study(
+        "Which norm keeps its accuracy on altered images?", "the published networks of seed 0, the 10,000 test images",
+        tell_shift, draw_shift, measure=measure_shift),
 }
 
 
-def told(name):
-    """The picture, its finding, and sentences of a study; None if it isn't complete."""
-    if name == "shift":
-        return report_shift() if saved_numbers(name).exists() else None
-    found = results_of(name)
-    return STUDIES[name].report(found) if found else None
+def picture_of(name):
+    return common.RESULTS / ("norms.png" if name == "norms" else f"study-{name}.png")
 
 
-def titles():
-    return {name: (study.question, study.setting) for name, study in STUDIES.items()} | {
-        "shift": ("Which norm keeps its accuracy on altered images?",
-                  "the published weights of seed 0, the 10,000 test images")}
+def complete_studies():
+    """(name, study, what it found, finding, sentences) of each study that is complete."""
+    for name, study in STUDIES.items():
+        if found := results_of(name):
+            yield name, study, found, *study.tell(found)
 
 
 def draw():
     """The pictures of all studies that are complete, and of what the published runs show."""
-    for name, (_, setting) in titles().items():
-        if result := told(name):
-            picture, finding, _ = result
-            pictures.save_picture(picture, f"{finding}\n{setting}", common.RESULTS / f"study-{name}.png")
+    for name, study, found, finding, _ in complete_studies():
+        pictures.save_picture(study.draw(found), f"{finding}\n{study.setting}", picture_of(name))
     if all((common.RESULTS / variant / "model.pt").exists() for variant in common.COLOURS):
         draw_confusions(common.RESULTS / "confusions.png")
-    if saved_numbers("norms").exists():
-        draw_norms(common.RESULTS / "norms.png")
 
 
 def sections(groups):
     """The part of results/README.md about the studies that are complete."""
     parts = [f"## Confusions\n\n![Confusion matrices of the three](confusions.png)\n\n{extremes(groups)}\n"]
-    if saved_numbers("norms").exists():
-        parts.append("## What does a norm do?\n\n![What each norm sees, and activations before and after it](norms.png)"
-                     "\n\n`make study-norms`\n")
-    for name, (question, setting) in titles().items():
-        if result := told(name):
-            _, finding, sentences = result
-            parts.append(f"## {question}\n\n![{finding}](study-{name}.png)\n\n{finding} ({setting}; "
-                         f"`make study-{name}`).\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n")
+    for name, study, _, finding, sentences in complete_studies():
+        setting = study.setting.replace("\n", " ")
+        parts.append(f"## {study.question}\n\n![{finding}]({picture_of(name).name})\n\n{finding} ({setting}; "
+                     f"`make study-{name}`).\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n")
     return parts
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m tools.studies", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[*titles(), "norms"])
+    parser.add_argument("study", choices=STUDIES)
     name = parser.parse_args(argv).study
+    study = STUDIES[name]
     try:
-        if name in ("shift", "norms"):
-            {"shift": shift, "norms": norms}[name]()
-        else:
-            for variant, flags in STUDIES[name].runs.values():
-                train(name, variant, flags)
+        if study.measure:
+            study.measure()
+        for variant, flags in study.runs.values():
+            train(name, variant, flags)
         draw()
         report.compare()
     except (RunError, OSError) as error:
