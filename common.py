@@ -62,10 +62,10 @@ class Recipe:
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
     additions: str = setting(
-        "C2 C4 C5 C6 C8 C9 C10", "convolutions whose input is added to their output",
+        "C2 c3 C4 C6 c7 C8 C9 C10", "convolutions whose input is added to their output",
         lambda names: CONVOLUTIONS.issuperset(names.split()))
     widths: tuple[int, ...] = setting(
-        (16, 16, 32, 32, 32, 32, 24, 24, 24, 24), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
+        (16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
         lambda widths: len(widths) == 10 and all(width > 0 and width % 8 == 0 for width in widths))
     activation: str = setting(
         "Hardswish", "ReLU, Hardswish, SiLU or GELU", lambda name: name in ("ReLU", "Hardswish", "SiLU", "GELU"))
@@ -73,15 +73,20 @@ class Recipe:
     batch_size: int = setting(128, "images in a training step, 1 or more", lambda n: n >= 1)
     optimizer: str = setting("Muon", "of the filters: Muon or SGD; everything else has SGD",
                              lambda name: name in ("Muon", "SGD"))
-    max_lr: float = setting(0.03, "peak of the filters' learning rate, above 0", lambda rate: 0 < rate < math.inf)
-    other_lr: float = setting(0.3, "that of scales, shifts and c11", lambda rate: 0 < rate < math.inf)
+    max_lr: float = setting(0.04, "peak of the filters' learning rate, above 0", lambda rate: 0 < rate < math.inf)
+    other_lr: float = setting(0.5, "that of scales, shifts and c11", lambda rate: 0 < rate < math.inf)
     warmup: float = setting(0.2, "share of the steps before that peak, in [0, 1]", lambda share: 0 <= share <= 1)
+    power: float = setting(2.0, "of the fall from that peak: 1 is a line, 2 a parabola", lambda p: 0 < p < math.inf)
     zero_mean: bool = setting(False, "under Muon, filters keep a mean of zero")
     momentum: float = setting(0.9, "Nesterov momentum, in (0, 1)", lambda m: 0 < m < 1)
     weight_decay: float = setting(0.0, "L2 penalty on filters under SGD, 0 or more", lambda w: 0 <= w < math.inf)
     ema: float = setting(0.995, "decay a step of the moving average of weights that is kept, in [0, 1); 0: no average",
                          lambda decay: 0 <= decay < 1)
-    crop: int = setting(4, "training images are shifted by up to this many pixels, 0 to 31", lambda n: 0 <= n <= 31)
+    crop: int = setting(
+        4, "training images are shifted by up to this many pixels in the first epoch, 0 to 31", lambda n: 0 <= n <= 31)
+    last_crop: int = setting(0, "and in the last epoch; in between it changes evenly", lambda n: 0 <= n <= 31)
+    cutout: int = setting(
+        8, "side of the square blanked in half of the training images, 0 to 32 pixels", lambda n: 0 <= n <= 32)
     flip: bool = setting(True, "mirror half of the training images, drawn anew each epoch")
     patience: int = setting(8, "epochs without a better validation loss before stopping, 1 or more", lambda n: n >= 1)
 
@@ -145,14 +150,27 @@ def split_indices(targets):
     return torch.where(~is_val)[0], torch.where(is_val)[0]
 
 
-def draw_augmentation(count, recipe, generator):
-    """One independent draw an image: shift down and right in pixels, int64 (count,), and flip, bool (count,)."""
-    down, right = torch.randint(-recipe.crop, recipe.crop + 1, (2, count), generator=generator)
-    return down, right, (torch.rand(count, generator=generator) < 0.5) & recipe.flip
+def crop_of(recipe, epoch):
+    """The largest shift of an epoch (from 1), in pixels: from `crop` evenly to `last_crop`.
+
+    With a last crop of 0 the training ends on images placed as those that are evaluated."""
+    passed = (epoch - 1) / max(1, recipe.epochs - 1)
+    return round(recipe.crop + passed * (recipe.last_crop - recipe.crop))
 
 
-def augment(images, down, right, flip):
-    """Mirror, then crop with a reflected border, each image by its own draw: uint8 (N, 3, 32, 32) -> the same."""
+def draw_augmentation(count, recipe, epoch, generator):
+    """One independent draw an image for augment(): flip is bool (count,), the others are pixels, int64 (count,)."""
+    crop = crop_of(recipe, epoch)
+    down, right = torch.randint(-crop, crop + 1, (2, count), generator=generator)
+    top, left = torch.randint(32 - recipe.cutout + 1, (2, count), generator=generator)
+    top[torch.rand(count, generator=generator) < 0.5] = 32  # below the image: no square in this one
+    return down, right, (torch.rand(count, generator=generator) < 0.5) & recipe.flip, top, left
+
+
+def augment(images, down, right, flip, top, left, cutout):
+    """Mirror, crop with a reflected border, and blank a square of side `cutout` by the mean colour, each image by its
+    own draw: uint8 (N, 3, 32, 32) -> the same. DeVries and Taylor 2017, "Improved Regularization of Convolutional
+    Neural Networks with Cutout"; here the square is always whole."""
     last = images.shape[-1] - 1
     pixel = torch.arange(last + 1, device=images.device)
     rows = pixel + down[:, None]  # (N, 32): where each output row comes from; -2 stands for 2, 33 for 29
@@ -160,19 +178,21 @@ def augment(images, down, right, flip):
     rows, columns = (last - (last - index.abs()).abs() for index in (rows, columns))
     columns = torch.where(flip[:, None], last - columns, columns)
     source = (rows[:, :, None] * (last + 1) + columns[:, None, :]).flatten(1)  # (N, 1024)
-    return images.flatten(2).gather(2, source[:, None].expand(-1, 3, -1)).view_as(images)
+    images = images.flatten(2).gather(2, source[:, None].expand(-1, 3, -1)).view_as(images)
+    rows, columns = ((pixel >= start[:, None]) & (pixel < start[:, None] + cutout) for start in (top, left))  # (N, 32)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None], on_device(images.device)[0].byte(), images)
 
 
 def normalize(images):
     """uint8 (N, 3, 32, 32) -> float32 of about zero mean and unit variance, (x / 255 - MEAN) / STD, channels last."""
     mean, std = on_device(images.device)
-    return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    return images.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 @functools.cache
 def on_device(device):
-    """MEAN and STD as tensors (3, 1, 1), copied to the device only once."""
-    return [torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD)]
+    """255 * MEAN and 255 * STD as tensors (3, 1, 1), copied to the device only once."""
+    return [255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD)]
 
 
 # --- Model: C1 C2 c3 P1 C4 C5 C6 c7 P2 C8 C9 C10 GAP c11 ---
@@ -303,13 +323,13 @@ def build_optimizer(model, recipe, steps):
                "weight_decay": recipe.weight_decay},
               {"params": others, "turn": False, "lr": recipe.other_lr}]
     optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True, foreach=True)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe.warmup))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe))
 
 
-def one_cycle(step, steps, warmup):
-    """The learning rate of a step (from 0) as a share of its peak: a line up for the warm-up, then a line down."""
-    up = max(1, round(warmup * steps))
-    return min((step + 1) / up, (steps - step) / (steps - up + 1))
+def one_cycle(step, steps, recipe):
+    """The learning rate of a step (from 0) as a share of its peak: a line up, then a power of a line down."""
+    up = max(1, round(recipe.warmup * steps))
+    return min((step + 1) / up, ((steps - step) / (steps - up + 1)) ** recipe.power)
 
 
 def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generator, epoch):
@@ -319,7 +339,7 @@ def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generat
     images, targets = train_set
     device, size, steps = images.device, recipe.batch_size, len(images) // recipe.batch_size
     order = torch.randperm(len(images), generator=generator).to(device)
-    draws = [draw.to(device) for draw in draw_augmentation(len(images), recipe, generator)]
+    draws = [draw.to(device) for draw in draw_augmentation(len(images), recipe, epoch, generator)]
     losses, correct, rates = torch.zeros(steps, device=device), torch.zeros(steps, device=device), []
     averages, weights = floats(average), floats(model)
     model.train()
@@ -327,7 +347,7 @@ def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generat
         batch = slice(step * size, (step + 1) * size)
         chosen = order[batch]
         with mixed_precision(device):
-            logits = model(normalize(augment(images[chosen], *(draw[batch] for draw in draws))))
+            logits = model(normalize(augment(images[chosen], *(draw[batch] for draw in draws), recipe.cutout)))
         loss = F.cross_entropy(logits.float(), targets[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -380,7 +400,7 @@ def evaluate(model, images, targets):
 
 # --- Results: a run is saved whole, and its pictures (tools/pictures.py) are drawn from what was saved ---
 
-FORMAT = 3  # of checkpoints: raise it when the same recipe no longer trains to the same bits
+FORMAT = 4  # of checkpoints: raise it when the same recipe no longer trains to the same bits
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 MACHINE = ("device", "precision", "threads", "torch")  # what the last bits of a training depend on
 METRICS = """variant run recipe parameters multiply_adds epochs max_epochs best_epoch stopped_early diverged

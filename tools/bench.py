@@ -84,7 +84,7 @@ class Ours:
     def steps(self, count):
         some = [data[: count * self.recipe.batch_size] for data in self.train_set]
         common.train_epoch(
-            self.model, self.average, self.recipe, some, self.optimizer, self.scheduler, self.generator, 0)
+            self.model, self.average, self.recipe, some, self.optimizer, self.scheduler, self.generator, 1)
 
     def train(self):
         self.steps(WARMUP)
@@ -114,8 +114,8 @@ class Ours:
         for step in range(STEPS):
             chosen = torch.randint(len(self.train_set[0]), (self.recipe.batch_size,), generator=self.generator)
             times = [time.perf_counter()]
-            draws = common.draw_augmentation(len(chosen), self.recipe, self.generator)
-            images = common.normalize(common.augment(self.train_set[0][chosen], *draws))
+            draws = common.draw_augmentation(len(chosen), self.recipe, 1, self.generator)
+            images = common.normalize(common.augment(self.train_set[0][chosen], *draws, self.recipe.cutout))
             times.append(time.perf_counter())
             with common.mixed_precision(images.device):
                 logits = self.model(images)
@@ -169,9 +169,9 @@ class Pictures(torch.utils.data.Dataset):
 
 
 class Usual:
-    """The usual way of writing the training of bn.py. `padding` is RandomCrop's."""
+    """The usual way of writing the training of bn.py, with the usual augmentation or that of the recipe."""
 
-    def __init__(self, workers, channels_last=False, allocator=False, bfloat16=False, seed=0, padding=(4, "constant")):
+    def __init__(self, workers, channels_last=False, allocator=False, bfloat16=False, seed=0, by_recipe=False):
         from torchvision import transforms
 
         if allocator:
@@ -182,13 +182,16 @@ class Usual:
         self.precision = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
         self.model = common.build_model(self.recipe).to(memory_format=self.format)
         last = [transforms.ToTensor(), transforms.Normalize(common.MEAN, common.STD)]
-        crop = transforms.RandomCrop(32, padding=padding[0], padding_mode=padding[1])
+        self.crop = transforms.RandomCrop(32, padding=4, padding_mode="reflect" if by_recipe else "constant")
+        share = self.recipe.cutout**2 / 32**2
+        cutout = [transforms.RandomErasing(0.5, (share, share), (1, 1))] if by_recipe else []
         train, val = common.split_indices(common.load_data("train")[1])
         size = self.recipe.batch_size
         self.loader, self.val_loader = (
             torch.utils.data.DataLoader(Pictures(index, transforms.Compose(steps)), size, num_workers=workers, **order)
             for index, steps, order in (
-                (train, [crop, transforms.RandomHorizontalFlip(), *last], {"shuffle": True, "drop_last": True}),
+                (train, [self.crop, transforms.RandomHorizontalFlip(), *last, *cutout],
+                 {"shuffle": True, "drop_last": True}),
                 (val, last, {})))
         self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, 10**6)
         self.average = copy.deepcopy(self.model)
@@ -231,10 +234,11 @@ class Usual:
     def evaluate(self):
         return self.accuracy(EVALUATED // self.recipe.batch_size)[1]
 
-    def learn(self, epochs):
-        """Train whole epochs; seconds and validation accuracy at the end of each."""
+    def learn(self, epochs, paddings=None):
+        """Train whole epochs, with RandomCrop's padding for each; seconds and validation accuracy at their ends."""
         start, reached = time.perf_counter(), []
         for epoch in range(epochs):
+            self.crop.padding = paddings[epoch] if paddings else self.crop.padding
             self.model.train()
             for batch in self.loader:
                 self.step(*batch)
@@ -244,9 +248,10 @@ class Usual:
         return reached
 
     def learn_by_recipe(self, epochs):
-        """As learn(), with the optimizer and schedule of bn.py."""
+        """As learn(), with the optimizer, the schedule and the shifts of bn.py."""
+        self.recipe = dataclasses.replace(self.recipe, epochs=epochs)
         self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, epochs * len(self.loader))
-        return self.learn(epochs)
+        return self.learn(epochs, [common.crop_of(self.recipe, epoch + 1) for epoch in range(epochs)])
 
     def learn_by_steps(self, epochs):
         """As learn(), with the optimizer and the steps of the learning rate that are customary."""
@@ -351,11 +356,10 @@ def train_ours(epochs, seed=0):
 
 def accuracy():
     """Validation accuracy of short trainings by the recipe, with all that makes them fast and without any of it."""
-    crop = (script_of("bn").crop, "reflect")
     ours, usual = [], []
     for seed in SEEDS:
         ours.append(train_ours(SHORT, seed)[1])
-        with Contestant("usual", {"workers": 0, "seed": seed, "padding": crop}) as contestant:
+        with Contestant("usual", {"workers": 0, "seed": seed, "by_recipe": True}) as contestant:
             usual.append(contestant("learn_by_recipe", SHORT)[-1][1])
     return {"epochs": SHORT, "seeds": SEEDS, "ours": ours, "usual": usual}
 
