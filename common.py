@@ -327,7 +327,9 @@ def build_optimizer(model, recipe, steps):
 
 
 def one_cycle(step, steps, recipe):
-    """The learning rate of a step (from 0) as a share of its peak: a line up, then a power of a line down."""
+    """The learning rate of a step (from 0) as a share of its peak: a line up, then a power of a line down.
+
+    Smith and Topin 2018, "Super-Convergence"; they go down by lines."""
     up = max(1, round(recipe.warmup * steps))
     return min((step + 1) / up, ((steps - step) / (steps - up + 1)) ** recipe.power)
 
@@ -368,7 +370,9 @@ def floats(model):
 
 
 def average_share(decay, step):
-    """How far an exponential moving average moves in a step (from 0): 1 - decay, and more in the first steps."""
+    """How far an exponential moving average moves in a step (from 0): 1 - decay, and more in the first steps.
+
+    Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; theirs is a plain mean."""
     return max(1 - decay, 10 / (10 + step))
 
 

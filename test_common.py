@@ -1324,14 +1324,19 @@ def test_the_ablation_trains_what_is_missing_and_writes_its_page(world, small_ab
     assert len(commands) == 5
     page = (world.results / "ablation.md").read_text()
     folder = world.results / "studies" / "ablation"
-    seeds = [100 * metrics_of(world, folder / name)["val_accuracy"]
+    seeds = [metrics_of(world, folder / name)
              for name in ("bn-epochs=1-no-test", "bn-epochs=1-seed=1-no-test", "bn-epochs=1-seed=2-no-test")]
-    changed = 100 * metrics_of(world, folder / "bn-epochs=1-flip=False-no-test")["val_accuracy"]
-    mean, deviation = statistics.mean(seeds), statistics.stdev(seeds)
-    assert f"| the recipe of bn.py | 9.2 | {mean:.2f} ± {deviation:.2f} |  |" in page
-    assert f"| no flips | 9.2 | {changed:.2f} | {changed - mean:+.2f} |" in page
-    assert "| far too fast | 9.2 | diverged |  |" in page
-    assert f"| standing still | 9.2 | 1 | {seeds[0]:.2f} | {seeds[0]:.2f} |" in page
+    (accuracy, deviation), (loss, loss_deviation) = (
+        [scale * f(m[key] for m in seeds) for f in (statistics.mean, statistics.stdev)]
+        for key, scale in (("val_accuracy", 100), ("val_loss", 1)))
+    assert (f"| the recipe of bn.py | 9.2 | {accuracy:.2f} ± {deviation:.2f} | {loss:.3f} ± {loss_deviation:.3f} |  |"
+            in page)
+    changed = metrics_of(world, folder / "bn-epochs=1-flip=False-no-test")
+    reached, changed_loss = 100 * changed["val_accuracy"], changed["val_loss"]
+    assert f"| no flips | 9.2 | {reached:.2f} | {changed_loss:.3f} | {reached - accuracy:+.2f} |" in page
+    assert "| far too fast | 9.2 | – | – | diverged |" in page
+    first = f"{100 * seeds[0]['val_accuracy']:.2f} | {seeds[0]['val_loss']:.3f} |"
+    assert f"| standing still | 1 | 9.2 | {first} {first}" in page
     shutil.rmtree(folder / "bn-epochs=1-seed=1-no-test")
     ablation.main()
     assert len(commands) == 6 and (world.results / "ablation.md").read_text() == page

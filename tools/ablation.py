@@ -7,7 +7,7 @@ import statistics
 import sys
 
 import common
-from tools.report import markdown, percent
+from tools.report import markdown, percent, spread
 from tools.storage import RunError, write_file
 from tools.studies import finished, train
 
@@ -18,17 +18,18 @@ ABLATION = {  # what a change is -> its flags
         "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
         "filters keep a mean of zero": "--zero-mean",
         "no moving average of the weights": "--ema 0",
-        "half the rates": "--max-lr 0.015 --other-lr 0.15",
-        "twice the rates": "--max-lr 0.06 --other-lr 0.6",
+        "rates fall by a line": "--power 1",
+        "half the rates": "--max-lr 0.02 --other-lr 0.25",
+        "twice the rates": "--max-lr 0.08 --other-lr 1",
         "no additions": "--additions ''",
+        "additions around 3x3 convolutions only": "--additions 'C2 C4 C6 C8 C9 C10'",
         "ReLU": "--activation ReLU",
-        "batches of 64, rates lower by the root of 2": "--batch-size 64 --max-lr 0.021 --other-lr 0.21",
-        "batches of 256, rates higher by the root of 2": "--batch-size 256 --max-lr 0.042 --other-lr 0.42",
-        "shifts of up to 2 pixels": "--crop 2",
-        "widths 16 16 16 16 32 32 32 32 32 32, additions around all but C5":
-            "--widths 16,16,16,16,32,32,32,32,32,32 --additions 'C2 c3 C4 C6 c7 C8 C9 C10'",
-        "widths of 24, the last 64, additions around all but C10":
-            "--widths 24,24,24,24,24,24,24,24,24,64 --additions 'C2 c3 C4 C5 C6 c7 C8 C9'",
+        "batches of 64, rates lower by the root of 2": "--batch-size 64 --max-lr 0.028 --other-lr 0.35",
+        "batches of 256, rates higher by the root of 2": "--batch-size 256 --max-lr 0.057 --other-lr 0.7",
+        "shifts as large in the last epoch as in the first": "--last-crop 4",
+        "no cutout": "--cutout 0",
+        "widths 16 16 32 32 32 32 24 24 24 24, additions around all but C1, c3 and c7":
+            "--widths 16,16,32,32,32,32,24,24,24,24 --additions 'C2 C4 C5 C6 C8 C9 C10'",
         "no shifts": "--crop 0",
         "no flips": "--no-flip",
     },
@@ -59,7 +60,20 @@ TRIED = [  # what was tried and dropped, its run in results/studies/tried, and t
     ("widths of 24 in the first two stages, additions around all but C8", "widths-24", "additions"),
     ("shifts of up to 4 pixels instead of 2", "crop-4-20", "crop-2-20"),
     ("widths 16 16 24 24 24 24 24 24 24 80 instead of 16 16 24 24 24 24 32 32 32 32", "wide-end-20", "widths-32-20"),
+    ("with rates that fall by the square: peaks of 0.07 and 0.5 instead of 0.04 and 0.5",
+     "square-rates-0.07-0.5", "square-8"),
+    ("the same: peaks of 0.025 and 0.3", "square-rates-0.025-0.3", "square-8"),
+    ("the same: peaks of 0.04 and 1", "square-rates-0.04-1", "square-8"),
+    ("rates that fall by the cube instead of the square", "cube-8", "square-8"),
+    ("more in the first two stages: widths 24 24 32 32 32 32 16 16 24 32", "early-8", "square-8"),
+    ("widths of 24, the last three 32", "widths-24-32-8", "square-8"),
+    ("widths of 16, then 24, then 32 32 48", "late-8", "square-8"),
+    ("neither cutout nor shifts that shrink", "square-20", "shrink-cutout-half-20"),
+    ("shifts that shrink, but no cutout", "shrink-20", "shrink-cutout-half-20"),
+    ("cutout, but shifts that don't shrink", "cutout-half-20", "shrink-cutout-half-20"),
+    ("cutout in all images instead of half", "shrink-cutout-20", "shrink-cutout-half-20"),
 ]
+HEAD = "multiply-adds, M", "validation accuracy, %", "validation loss"
 
 
 def ablation_runs():
@@ -71,40 +85,51 @@ def ablation_runs():
             yield variant, change, f"{ABLATION_FLAGS} {flags}"
 
 
+def cells(group):
+    """What HEAD names, of runs of equal recipe."""
+    return [f"{group[0]['multiply_adds'] / 1e6:.1f}", percent([m["val_accuracy"] for m in group]),
+            spread([m["val_loss"] for m in group], "{:.3f}")]
+
+
+def mean_accuracy(group):
+    return 100 * statistics.mean(m["val_accuracy"] for m in group)
+
+
 def ablation_page():
     """results/ablation.md; None if a run is missing."""
-    runs = [(variant, change, finished("ablation", variant, flags)) for variant, change, flags in ablation_runs()]
-    if not all(metrics for _, _, metrics in runs):
-        return None
+    groups = {}  # (variant, change) -> metrics of each seed
+    for variant, change, flags in ablation_runs():
+        metrics = finished("ablation", variant, flags)
+        if not metrics:
+            return None
+        groups.setdefault((variant, change), []).append(metrics)
     parts = ["# What each choice is worth\n", (
         "Written by `make ablation` from the runs in studies/ablation/. Each row is the script's recipe with one "
-        f"change, trained with `{ABLATION_FLAGS}`: validation accuracy, and its difference from the recipe's mean in "
-        f"points. The recipe itself is trained with seeds {', '.join(map(str, ABLATION_SEEDS))} (mean ± sample "
-        "standard deviation), a change with seed 0 alone: a difference below twice that deviation tells little.\n")]
+        f"change, trained with `{ABLATION_FLAGS}`: validation accuracy, its difference from the recipe's mean in "
+        f"points, and validation loss. The recipe itself is trained with seeds {', '.join(map(str, ABLATION_SEEDS))} "
+        "(mean ± sample standard deviation), a change with seed 0 alone: a difference below twice that deviation "
+        "tells little.\n")]
     for variant in ABLATION:
-        base = [100 * m["val_accuracy"] for v, change, m in runs if v == variant and change is None]
-        rows = [["", "multiply-adds, M", "validation accuracy, %", "difference"], ["---", "---:", "---:", "---:"]]
-        for v, change, metrics in runs:
-            if v == variant and (change or metrics["seed"] == ABLATION_SEEDS[0]):
-                values = [metrics["val_accuracy"]] if change else [value / 100 for value in base]
-                rows.append([change or f"the recipe of {variant}.py", f"{metrics['multiply_adds'] / 1e6:.1f}",
-                             "diverged" if metrics["diverged"] else percent(values),
-                             f"{100 * metrics['val_accuracy'] - statistics.mean(base):+.2f}"
-                             if change and not metrics["diverged"] else ""])
+        base = groups[variant, None]
+        rows = [["", *HEAD, "difference"], ["---", *["---:"] * 4], [f"the recipe of {variant}.py", *cells(base), ""]]
+        for change in ABLATION[variant]:
+            group = groups[variant, change]
+            lost = group[0]["diverged"]
+            difference = "" if lost else f"{mean_accuracy(group) - mean_accuracy(base):+.2f}"
+            rows.append([change, *cells(group), "diverged" if lost else difference])
         parts += [f"## {variant}\n", *markdown(rows), ""]
     return "\n".join(parts) + "\n" + tried()
 
 
 def tried():
     """The section on what was dropped, from the saved numbers of those runs."""
-    rows = [["", "multiply-adds, M", "epochs", "validation accuracy, %", "instead of, %"], ["---", *["---:"] * 4]]
+    rows = [["", "epochs", *HEAD, "instead of, %", "instead of"], ["---", *["---:"] * 6]]
     for what, *names in TRIED:
         new, old = (common.read_run(common.RESULTS / "studies" / "tried" / name)[0] for name in names)
-        rows.append([what, f"{new['multiply_adds'] / 1e6:.1f}", str(new["epochs"]),
-                     *(f"{100 * m['val_accuracy']:.2f}" for m in (new, old))])
+        rows.append([what, str(new["epochs"]), *cells([new]), *cells([old])[1:]])
     return "\n".join([
-        "## Tried and dropped\n", "BN on the way to the recipe, one training each, validation accuracy; differences of "
-        "less than half a point are noise. \"Rates\" are those of the filters and of everything else.\n",
+        "## Tried and dropped\n", "BN on the way to the recipe, one training each; differences of less than half a "
+        "point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of everything else.\n",
         *markdown(rows), ""])
 
 

@@ -229,6 +229,8 @@ def tell_batch(found):
                          f"{measured(accuracies(usual), accuracies(small))}.")
         noise = "" if differ(accuracies(usual), accuracies(small)) else " (noise)"
         changes.append(f"{line.upper()} {gain(usual, small):+.1f}{noise}")
+    sentences.append("Figure 1 of Wu and He 2018, \"Group Normalization\", asks the same on ImageNet. There, each of 8 "
+                     "GPUs normalizes its own batch, and a step takes the gradient of all 8; here, of the one batch.")
     finding = f"Batches of {SMALL_BATCH} instead of {USUAL_BATCH}, in points of accuracy: {', '.join(changes)}"
     return finding, sentences
 
@@ -478,7 +480,8 @@ STUDIES = {
         "images; without the norm's own scale and shift", tell_norms, draw_norms, measure=measure_norms),
     "dropout": Study(
         "What does dropout do?",
-        "10,000 training images, 20 epochs, 3 seeds; bands: one standard deviation", tell_dropout, draw_dropout,
+        "10,000 training images, 20 epochs, 3 seeds, dropout behind c3, c7 and C10; bands: one standard deviation",
+        tell_dropout, draw_dropout,
         {(line, p, seed): (line, f"{DROPOUT_FLAGS} --dropout {p} --seed {seed}")
          for line in common.COLOURS for p in DROPOUT for seed in SEEDS}),
     "groups": Study(
@@ -492,7 +495,7 @@ STUDIES = {
     "batch": Study(
         "How small may a batch be?",
         "10,000 training images, 4 epochs, 2 seeds, no dropout; rates go by the root of the batch size,\n"
-        "the moving average covers equally many images", tell_batch, draw_batch,
+        "the moving average (of BN's statistics too) covers equally many images", tell_batch, draw_batch,
         {(line, size, seed): (line, f"{batch_flags(line, size)} --seed {seed}")
          for line in common.COLOURS for size in BATCHES for seed in SEEDS[:2]}),
     "rate": Study(
