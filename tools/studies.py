@@ -135,18 +135,27 @@ def draw_dropout(found):
 
 
 def tell_dropout(found):
-    sentences, helped = [], []
+    sentences = []
     for line in common.COLOURS:
-        before, *after = (found[line, p] for p in DROPOUT)
-        for p, group in zip(DROPOUT[1:], after):
-            gap, accuracy = (measured(f(before), f(group)) for f in (gaps, accuracies))
+        for p in DROPOUT[1:]:
+            gap, accuracy = (measured(f(found[line, 0.0]), f(found[line, p])) for f in (gaps, accuracies))
             sentences.append(f"{line.upper()} with dropout {p:g}: the gap between training and validation goes {gap}; "
                              f"validation accuracy goes {accuracy}.")
-            if differ(accuracies(before), accuracies(group)) and gain(before, group) > 0:
-                helped.append(f"{line.upper()} at {p:g}")
-    finding = ("Dropout makes the gap smaller, and helps " + ", ".join(helped) if helped else
-               "Dropout raises no variant's validation accuracy by more than the noise")
+    finding = (f"Beyond the noise, dropout narrows the gap of {changed(found, gaps, -1)};\nit raises the validation "
+               f"accuracy of {changed(found, accuracies, 1)}, and lowers that of {changed(found, accuracies, -1)}")
     return finding, sentences
+
+
+def changed(found, measure, sign):
+    """The variants, and rates of dropout, at which `measure` goes up (1) or down (-1) beyond the noise: a text."""
+    parts = []
+    for line in common.COLOURS:
+        before = measure(found[line, 0.0])
+        groups = {p: measure(found[line, p]) for p in DROPOUT[1:]}
+        rates = [f"{p:g}" for p, after in groups.items()
+                 if differ(before, after) and sign * (statistics.mean(after) - statistics.mean(before)) > 0]
+        parts += [f"{line.upper()} (at {' and '.join(rates)})"] if rates else []
+    return ", ".join(parts) or "no variant"
 
 
 def gain(before, after):
@@ -534,7 +543,7 @@ def sections(groups):
     """The part of results/README.md about the studies that are complete."""
     parts = [f"## Confusions\n\n![Confusion matrices of the three](confusions.png)\n\n{extremes(groups)}\n"]
     for name, study, _, finding, sentences in complete_studies():
-        setting = study.setting.replace("\n", " ")
+        finding, setting = (text.replace("\n", " ") for text in (finding, study.setting))
         parts.append(f"## {study.question}\n\n![{finding}]({picture_of(name).name})\n\n{finding} ({setting}; "
                      f"`make study-{name}`).\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n")
     return parts
