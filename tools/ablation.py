@@ -72,6 +72,8 @@ TRIED = [  # what was tried and dropped, its run in results/studies/tried, and t
     ("shifts that shrink, but no cutout", "shrink-20", "shrink-cutout-half-20"),
     ("cutout, but shifts that don't shrink", "cutout-half-20", "shrink-cutout-half-20"),
     ("cutout in all images instead of half", "shrink-cutout-20", "shrink-cutout-half-20"),
+    ("LN: shifts that don't shrink", "ln-same-shifts-20", "ln-20"),
+    ("LN: the same, and no cutout", "ln-no-cutout-20", "ln-20"),
 ]
 HEAD = "multiply-adds, M", "validation accuracy, %", "validation loss"
 
@@ -128,8 +130,9 @@ def tried():
         new, old = (common.read_run(common.RESULTS / "studies" / "tried" / name)[0] for name in names)
         rows.append([what, str(new["epochs"]), *cells([new]), *cells([old])[1:]])
     return "\n".join([
-        "## Tried and dropped\n", "BN on the way to the recipe, one training each; differences of less than half a "
-        "point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of everything else.\n",
+        "## Tried and dropped\n", "BN (LN where it says so) on the way to the recipe, one training each; differences of "
+        "less than half a point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of "
+        "everything else.\n",
         *markdown(rows), ""])
 
 
