@@ -130,8 +130,8 @@ def tried():
         new, old = (common.read_run(common.RESULTS / "studies" / "tried" / name)[0] for name in names)
         rows.append([what, str(new["epochs"]), *cells([new]), *cells([old])[1:]])
     return "\n".join([
-        "## Tried and dropped\n", "BN (LN where it says so) on the way to the recipe, one training each; differences of "
-        "less than half a point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of "
+        "## Tried and dropped\n", "BN (LN where it says so) on the way to the recipe, one training each; differences "
+        "of less than half a point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of "
         "everything else.\n",
         *markdown(rows), ""])
 
