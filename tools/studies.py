@@ -425,8 +425,8 @@ def draw_norms(numbers):
             for counts in values["counts"]:
                 axes.stairs(counts, edges)
             axes.set(yticks=[], xlabel="activation" if row == 2 else "")
-            axes.set_title(f"{name}: channels have means of {ends(values['means'])},\n"
-                           f"deviations of {ends(values['deviations'])}", fontsize=9)
+            axes.set_title(f"{name}: channel means {ends(values['means'])},\n"
+                           f"deviations {ends(values['deviations'])}", fontsize=9)
     return picture
 
 
