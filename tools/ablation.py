@@ -3,13 +3,12 @@
 Writes results/ablation.md from the runs in results/studies/ablation/, and those that led to the recipe, in tried/.
 """
 
-import statistics
 import sys
 
 import common
 from tools.report import markdown, percent, spread
 from tools.storage import RunError, write_file
-from tools.studies import finished, train
+from tools.studies import finished, gain, train
 
 ABLATION_SEEDS, ABLATION_FLAGS = (0, 1, 2), "--epochs 8 --no-test"
 SGD = "--optimizer SGD --max-lr 0.2 --other-lr 0.2 --weight-decay 0.0005"
@@ -93,10 +92,6 @@ def cells(group):
             spread([m["val_loss"] for m in group], "{:.3f}")]
 
 
-def mean_accuracy(group):
-    return 100 * statistics.mean(m["val_accuracy"] for m in group)
-
-
 def ablation_page():
     """results/ablation.md; None if a run is missing."""
     groups = {}  # (variant, change) -> metrics of each seed
@@ -117,8 +112,7 @@ def ablation_page():
         for change in ABLATION[variant]:
             group = groups[variant, change]
             lost = group[0]["diverged"]
-            difference = "" if lost else f"{mean_accuracy(group) - mean_accuracy(base):+.2f}"
-            rows.append([change, *cells(group), "diverged" if lost else difference])
+            rows.append([change, *cells(group), "diverged" if lost else f"{gain(base, group):+.2f}"])
         parts += [f"## {variant}\n", *markdown(rows), ""]
     return "\n".join(parts) + "\n" + tried()
 

@@ -234,11 +234,11 @@ class Usual:
     def evaluate(self):
         return self.accuracy(EVALUATED // self.recipe.batch_size)[1]
 
-    def learn(self, epochs, paddings=None):
-        """Train whole epochs, with RandomCrop's padding for each; seconds and validation accuracy at their ends."""
+    def learn(self, epochs, padding=lambda epoch: 4):
+        """Train whole epochs, each (from 1) with its padding; seconds and validation accuracy at the end of each."""
         start, reached = time.perf_counter(), []
         for epoch in range(epochs):
-            self.crop.padding = paddings[epoch] if paddings else self.crop.padding
+            self.crop.padding = padding(epoch + 1)
             self.model.train()
             for batch in self.loader:
                 self.step(*batch)
@@ -251,7 +251,7 @@ class Usual:
         """As learn(), with the optimizer, the schedule and the shifts of bn.py."""
         self.recipe = dataclasses.replace(self.recipe, epochs=epochs)
         self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, epochs * len(self.loader))
-        return self.learn(epochs, [common.crop_of(self.recipe, epoch + 1) for epoch in range(epochs)])
+        return self.learn(epochs, lambda epoch: common.crop_of(self.recipe, epoch))
 
     def learn_by_steps(self, epochs):
         """As learn(), with the optimizer and the steps of the learning rate that are customary."""

@@ -1,6 +1,7 @@
 """The pictures of a run and of the variants beside each other, drawn from saved files alone."""
 
 import io
+import statistics
 
 import torch
 
@@ -105,6 +106,16 @@ def draw_misclassified(folder, metrics, saved):
     save_picture(picture, title, folder / "misclassified.png")
 
 
+def draw_means(axes, xs, values, colour, **style):
+    """The mean of each list of values, with a band of one standard deviation to either side if there are several."""
+    means = [statistics.mean(group) for group in values]
+    axes.plot(xs, means, color=colour, **style)
+    if len(values[0]) > 1:
+        deviations = [statistics.stdev(group) for group in values]
+        low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
+        axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
 def draw_comparison(groups, path):
     """Validation loss and accuracy of groups of runs (metrics, history): their mean, and a band of one standard
     deviation over the seeds to either side, as far as all of a group trained."""
@@ -112,17 +123,12 @@ def draw_comparison(groups, path):
     for axes, name, scale, unit in zip(panels, ("loss", "accuracy"), (1, 100), ("cross-entropy (nats)", "%")):
         for group in groups:
             variant, digits = group[0][0]["variant"], 1 if scale > 1 else 3
-            epochs = range(1, 1 + min(len(history) for _, history in group))
-            values = torch.tensor([[scale * row[f"val_{name}"] for row, _ in zip(history, epochs)]
-                                   for _, history in group])  # (seeds, epochs)
+            values = list(zip(*([scale * row[f"val_{name}"] for row in history] for _, history in group)))  # by epoch
             kept = torch.tensor([scale * history[metrics["best_epoch"] - 1][f"val_{name}"]
                                  for metrics, history in group])
-            mean, label = values.mean(0), f"{variant.upper()}: {kept.mean():.{digits}f}"
-            if len(group) > 1:
-                axes.fill_between(epochs, mean - values.std(0), mean + values.std(0), alpha=0.2, linewidth=0,
-                                  color=common.COLOURS[variant])
-                label += f" ± {kept.std():.{digits}f}"
-            axes.plot(epochs, mean, color=common.COLOURS[variant], label=label)
+            label = f"{variant.upper()}: {kept.mean():.{digits}f}"
+            label += f" ± {kept.std():.{digits}f}" if len(group) > 1 else ""
+            draw_means(axes, range(1, len(values) + 1), values, common.COLOURS[variant], label=label)
         axes.set(xlabel="epoch", ylabel=f"validation {name}, {unit}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

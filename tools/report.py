@@ -38,10 +38,9 @@ def recipe_of(metrics):
     return dataclasses.replace(script, **values | {"widths": tuple(values["widths"])})
 
 
-def trained(folder):
-    """The network of a run, with its saved weights. Raises RunError if its files are damaged or missing."""
-    storage.verify(folder)
-    model = common.build_model(recipe_of(common.read_run(folder)[0]))
+def load_model(folder, recipe):
+    """The network of a verified run by `recipe`, with its saved weights."""
+    model = common.build_model(recipe)
     model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
     return model
 
@@ -219,7 +218,7 @@ def check():
         if metrics["test_accuracy"] is None or not (folder / "model.pt").exists():
             print(f"{folder.name}: files as signed; no weights, or not tested")
             continue
-        loss, accuracy, _ = common.evaluate(trained(folder), images, targets)
+        loss, accuracy, _ = common.evaluate(load_model(folder, recipe), images, targets)
         differ = round(abs(accuracy - metrics["test_accuracy"]) * len(targets))
         print(f"{folder.name}: files as signed; test accuracy {accuracy:.2%}, loss {loss:.4f}; {differ} images differ")
         if differ > 10 or not abs(loss - metrics["test_loss"]) <= 1e-3:

@@ -95,12 +95,7 @@ def differ(a, b):
 
 
 def draw_line(axes, line, xs, values, **style):
-    """The mean of each list of values, with a band of one standard deviation to either side."""
-    colour = common.COLOURS.get(line, GREY)
-    means, deviations = ([f(group) for group in values] for f in (statistics.mean, statistics.stdev))
-    low, high = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
-    axes.plot(xs, means, color=colour, label=LINES[line], **style)
-    axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
+    pictures.draw_means(axes, xs, values, common.COLOURS.get(line, GREY), label=LINES[line], **style)
 
 
 def draw_lines(axes, found, measure):
@@ -271,6 +266,13 @@ def tell_rate(found):
     return finding, sentences
 
 
+def published(variant):
+    """The network of a script's own run, with its saved weights. Raises RunError if its files are damaged."""
+    folder = common.RESULTS / variant
+    storage.verify(folder)
+    return report.load_model(folder, report.recipe_of(common.read_run(folder)[0]))
+
+
 # --- 5. Shift: the trained networks on altered test images ---
 
 
@@ -311,7 +313,7 @@ def measure_shift():
     images, targets = common.load_data("test")
     accuracy = {}
     for variant in common.COLOURS:
-        model = report.trained(common.RESULTS / variant)
+        model = published(variant)
         accuracy[variant] = {"as they are": [common.evaluate(model, images, targets)[1]]}
         for name, (alter, strengths) in SHIFTS.items():
             accuracy[variant][name] = []
@@ -369,7 +371,7 @@ CUBE = (4, 6, 5)  # images, channels and positions of the drawn cube
 
 def activations(variant, images):
     """What goes into the norm of SHOWN_LAYER, and the same normalized, but not scaled or shifted: (N, C, H, W) each."""
-    model, seen = report.trained(common.RESULTS / variant), {}
+    model, seen = published(variant), {}
     norm = model.get_submodule(f"{SHOWN_LAYER}.norm")
     nn.init.ones_(norm.weight)
     nn.init.zeros_(norm.bias)
