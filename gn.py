@@ -9,7 +9,7 @@ Training and evaluation do the same: no image affects another, nothing is averag
 as small as one image. The noise of batch normalization is missing too, so this variant regularizes by dropout:
 in training, not in evaluation, each image loses a share of its channels, and the rest is scaled up to make up for it.
 
-What ln.py tells of means that filters don't lose holds here too, for each group: hence `zero_mean`.
+What ln.py tells of means that filters don't lose, and of rates, holds here too: hence `zero_mean` and lower rates.
 
 Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
 Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.
@@ -32,7 +32,8 @@ def group_norm(channels, groups):
     return GroupNorm(groups, channels)
 
 
-RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05, dropout_after="C10", zero_mean=True)
+RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05, dropout_after="C10",
+                max_lr=0.03, other_lr=0.3, zero_mean=True)
 
 if __name__ == "__main__":
     main(RECIPE)

@@ -10,7 +10,7 @@ from tools.report import markdown, percent, spread
 from tools.storage import RunError, write_file
 from tools.studies import finished, gain, train
 
-ABLATION_SEEDS, ABLATION_FLAGS = (0, 1, 2), "--epochs 8 --no-test"
+ABLATION_SEEDS, ABLATION_FLAGS = (0, 1, 2), "--epochs 6 --no-test"
 SGD = "--optimizer SGD --max-lr 0.2 --other-lr 0.2 --weight-decay 0.0005"
 ABLATION = {  # what a change is -> its flags
     "bn": {
@@ -34,6 +34,7 @@ ABLATION = {  # what a change is -> its flags
     },
     "gn": {
         "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
+        "the rates of bn.py": "--max-lr 0.04 --other-lr 0.5",
         "filters may have any mean": "--no-zero-mean",
         "no dropout": "--dropout 0",
         "2 groups": "--groups 2",
@@ -41,6 +42,7 @@ ABLATION = {  # what a change is -> its flags
     },
     "ln": {
         "SGD for the filters too, rates 0.2, weight decay 0.0005": SGD,
+        "the rates of bn.py": "--max-lr 0.04 --other-lr 0.5",
         "filters may have any mean": "--no-zero-mean",
         "dropout of 0.05, as GN": "--dropout 0.05",
     },
@@ -73,6 +75,10 @@ TRIED = [  # what was tried and dropped, its run in results/studies/tried, and t
     ("cutout in all images instead of half", "shrink-cutout-20", "shrink-cutout-half-20"),
     ("LN: shifts that don't shrink", "ln-same-shifts-20", "ln-20"),
     ("LN: the same, and no cutout", "ln-no-cutout-20", "ln-20"),
+    ("LN: rates of 0.04 and 0.5 instead of 0.03 and 0.3", "ln-20", "ln-rates-0.03-0.3-20"),
+    ("LN: rates of 0.02 and 0.2 instead of 0.03 and 0.3", "ln-rates-0.02-0.2-20", "ln-rates-0.03-0.3-20"),
+    ("GN: rates of 0.04 and 0.5 instead of 0.03 and 0.3", "gn-20", "gn-rates-0.03-0.3-20"),
+    ("rates of 0.025 and 0.3 instead of 0.04 and 0.5, at full length", "rates-0.025-0.3-20", "bn-20"),
 ]
 HEAD = "multiply-adds, M", "validation accuracy, %", "validation loss"
 
@@ -124,7 +130,7 @@ def tried():
         new, old = (common.read_run(common.RESULTS / "studies" / "tried" / name)[0] for name in names)
         rows.append([what, str(new["epochs"]), *cells([new]), *cells([old])[1:]])
     return "\n".join([
-        "## Tried and dropped\n", "BN (LN where it says so) on the way to the recipe, one training each; differences "
+        "## Tried and dropped\n", "BN (GN or LN where it says so) on the way to the recipe, one training each; differences "
         "of less than half a point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of "
         "everything else.\n",
         *markdown(rows), ""])
