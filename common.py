@@ -350,7 +350,8 @@ def train_epoch(model, average, recipe, train_set, optimizer, scheduler, generat
         batch = slice(step * size, (step + 1) * size)
         chosen = order[batch]
         with mixed_precision(device):
-            logits = model(normalize(augment(images[chosen], *(draw[batch] for draw in draws), recipe.cutout)))
+            some = images.index_select(0, chosen)  # images[chosen], but three times as fast
+            logits = model(normalize(augment(some, *(draw[batch] for draw in draws), recipe.cutout)))
         loss = F.cross_entropy(logits.float(), targets[chosen])
         optimizer.zero_grad()
         loss.backward()

@@ -115,7 +115,8 @@ class Ours:
             chosen = torch.randint(len(self.train_set[0]), (self.recipe.batch_size,), generator=self.generator)
             times = [time.perf_counter()]
             draws = common.draw_augmentation(len(chosen), self.recipe, 1, self.generator)
-            images = common.normalize(common.augment(self.train_set[0][chosen], *draws, self.recipe.cutout))
+            images = self.train_set[0].index_select(0, chosen)
+            images = common.normalize(common.augment(images, *draws, self.recipe.cutout))
             times.append(time.perf_counter())
             with common.mixed_precision(images.device):
                 logits = self.model(images)
