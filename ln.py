@@ -13,7 +13,7 @@ positive, so a filter whose weights don't add up to zero answers every image wit
 normalization subtracts it, channel by channel; here it stays, takes up to a third of what passes through each layer of
 a fresh network, and images look much alike to the last layer: one reason why group and layer normalization learn
 slowly in their first epochs. So filters are kept at a mean of zero here and in gn.py (`--no-zero-mean`: not).
-Both also end up better with lower learning rates than bn.py's (results/ablation.md).
+In 20 epochs both also end up better with lower learning rates than bn.py's (results/ablation.md).
 
 Training and evaluation do the same: no image affects another, and nothing is averaged over steps. Channels do affect
 each other: one with large activations makes all the others smaller.

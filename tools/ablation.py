@@ -111,8 +111,8 @@ def ablation_page():
         f"change, trained with `{ABLATION_FLAGS}`: validation accuracy, its difference from the recipe's mean in "
         f"points, and validation loss. The recipe itself is trained with seeds {', '.join(map(str, ABLATION_SEEDS))} "
         "(mean ± sample standard deviation), a change with seed 0 alone: a difference below twice that deviation "
-        "tells little. Nor do trainings this short tell much of what works against overfitting (shifts, cutout, "
-        "dropout): the rows of 20 epochs in the last table do.\n")]
+        "tells little. Nor do trainings this short tell much of what works against overfitting, as shifts and "
+        "cutout: the rows of 20 epochs in the last table do.\n")]
     for variant in ABLATION:
         base = groups[variant, None]
         rows = [["", *HEAD, "difference"], ["---", *["---:"] * 4], [f"the recipe of {variant}.py", *cells(base), ""]]
@@ -131,9 +131,9 @@ def tried():
         new, old = (common.read_run(common.RESULTS / "studies" / "tried" / name)[0] for name in names)
         rows.append([what, str(new["epochs"]), *cells([new]), *cells([old])[1:]])
     return "\n".join([
-        "## Tried and dropped\n", "BN (GN or LN where it says so) on the way to the recipe, one training each; differences "
-        "of less than half a point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of "
-        "everything else.\n",
+        "## Tried and dropped\n",
+        "BN (GN or LN where it says so) on the way to the recipe, one training each; differences of less than half a "
+        "point of accuracy, or 0.01 of loss, are noise. \"Rates\" are those of the filters and of everything else.\n",
         *markdown(rows), ""])
 
 
