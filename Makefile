@@ -53,7 +53,7 @@ $(STAMPS)/$(1): $(2).py common.py $(if $(wildcard results/$(3)/SHA256SUMS),,forc
 endef
 $(foreach v,$(VARIANTS),$(eval $(call train,$(v),$(v),$(v),)))
 $(foreach seed,1 2,$(foreach v,$(VARIANTS),\
-  $(eval $(call train,$(v)-$(seed),$(v),$(v)-seed=$(seed),--seed $(seed) --numbers-only))))
+  $(eval $(call train,$(v)-$(seed),$(v),$(v)-seed=$(seed),--seed $(seed)))))
 
 test: environment ## run the tests; they need neither data set nor network
 	$(RUN) -m pytest -q test_common.py

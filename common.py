@@ -535,7 +535,8 @@ def run_recipe(recipe, run, options):
             "device": options.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "precision": precision(options.device)}
         print("{run}: {parameters:,} parameters, {train_images:,} images, {device}".format(**metrics), flush=True)
-        write_file(folder / "summary.txt", f"{info}\n".encode())
+        if not options.numbers_only:
+            write_file(folder / "summary.txt", f"{info}\n".encode())
 
         torch.manual_seed(options.seed)
         model = build_model(recipe).to(options.device, memory_format=torch.channels_last)

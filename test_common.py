@@ -1130,7 +1130,6 @@ def test_seeds_are_pooled_if_they_are_alike(copied, capsys):
     for seed, accuracy in ((1, 0.9), (2, 0.8)):
         assert run(bn.RECIPE, "--seed", str(seed), "--numbers-only") == 0
         folder = copied.results / f"bn-seed={seed}"
-        assert {path.name for path in folder.iterdir()} == {"metrics.json", "history.csv", "SHA256SUMS"}
         change_metrics(folder, test_accuracy=accuracy)
     change_metrics(copied.results / "bn", test_accuracy=1.0)
     report.main(["plots"])
@@ -1155,8 +1154,11 @@ def change_metrics(folder, **values):
 def test_results_can_be_saved_elsewhere(world):
     elsewhere = world.folder / "studies" / "some"
     assert run(bn.RECIPE, "--epochs", "1", "--no-test", "--numbers-only", "--results", str(elsewhere)) == 0
-    (folder,) = (path for path in elsewhere.iterdir() if not path.name.startswith("."))
-    assert folder.name == "bn-epochs=1-no-test" and len(list(folder.iterdir())) == 3
+    assert run(bn.RECIPE, "--no-test", "--numbers-only", "--results", str(elsewhere), "--other-lr", "1e30") == 1
+    folders = sorted(path for path in elsewhere.iterdir() if not path.name.startswith("."))
+    assert [folder.name for folder in folders] == ["bn-epochs=1-no-test", "bn-other_lr=1e+30-no-test"]
+    for folder in folders:
+        assert {path.name for path in folder.iterdir()} == {"metrics.json", "history.csv", "SHA256SUMS"}
     assert not world.results.exists()
 
 
@@ -1390,8 +1392,10 @@ def test_the_highest_stable_rate_is_the_last_before_runs_diverge_or_fail():
     found = {(line, rate): fabricated(60, diverged=rate > last[line])
              for line in studies.LINES for rate in studies.RATES}
     found["ln", 0.3] = fabricated(30)  # still there, but far from its best
-    finding, _ = studies.tell_rate(found)
+    finding, sentences = studies.tell_rate(found)
     assert finding == "Highest stable rate: batch norm 3, group norm 1, layer norm 0.1, no norm 0.03"
+    assert sentences[3] == ("no norm: 0.03 is the highest rate at which no run diverges and accuracy, 60.00 ± 0.50 %, "
+                            "is more than 0.8 times its best, 60.00 ± 0.50 % at 0.001.")
 
 
 def test_the_family_of_groups_and_small_batches_are_told_with_their_noise():
@@ -1462,12 +1466,31 @@ def test_altered_images_are_what_their_names_say():
 def test_the_shift_study_measures_every_variant_and_needs_no_training(copied):
     from tools import studies
 
+    with pytest.raises(SystemExit, match="weights of two seeds"):
+        studies.main(["shift"])
+    for variant in SCRIPTS:
+        assert run(report.script_of(variant), "--seed", "1") == 0
     studies.main(["shift"])
     accuracy = json.loads(studies.saved_numbers("shift").read_text())
     for variant in SCRIPTS:
-        assert accuracy[variant]["as they are"] == [metrics_of(copied, variant)["test_accuracy"]]
-        assert all(len(accuracy[variant][name]) == 3 for name in studies.SHIFTS)
+        seeds = [metrics_of(copied, name)["test_accuracy"] for name in (variant, f"{variant}-seed=1")]
+        assert accuracy["as they are"][0][variant] == seeds
+        assert all(len(strength[variant]) == 2 for name in studies.SHIFTS for strength in accuracy[name])
     assert "(study-shift.png)" in (copied.results / "README.md").read_text()
+
+
+def test_altered_images_are_told_with_the_spread_over_seeds():
+    from tools import studies
+
+    usual = {variant: [0.70, 0.71, 0.72] for variant in SCRIPTS}
+    accuracy = {"as they are": [usual]} | {name: [usual] * 3 for name in studies.SHIFTS}
+    accuracy["blur"] = [usual, usual, usual | {"bn": [0.66, 0.67, 0.68], "ln": [0.69, 0.70, 0.71]}]
+    finding, sentences = studies.tell_shift(accuracy)
+    assert sentences[4] == ("blur, strongest: BN 67.00 ± 1.00 %, GN 71.00 ± 1.00 %, LN 70.00 ± 1.00 %; "
+                            "GN and BN differ by more than the noise.")
+    assert "differ by no more than the noise" in sentences[3]
+    assert finding == ("Mean accuracy at the strongest of each: GN 71.00 ± 1.00 %, LN 70.80 ± 1.00 %, "
+                       "BN 70.20 ± 1.00 %")
 
 
 def test_the_norms_are_drawn_from_measured_numbers(copied):
@@ -1549,7 +1572,7 @@ def test_make_all_trains_what_is_missing_or_older(checkout):
 @needs_make
 def test_make_seeds_trains_two_more_of_each(checkout):
     _, make = checkout
-    seeds = [f"{variant}.py --seed {seed} --numbers-only" for seed in (1, 2) for variant in SCRIPTS]
+    seeds = [f"{variant}.py --seed {seed}" for seed in (1, 2) for variant in SCRIPTS]
     assert make("bn")[1] == ["bn.py"]
     assert make("seeds")[1] == ["gn.py", "ln.py", *seeds, COMPARE]
     assert make("seeds")[1] == make("all")[1] == [COMPARE]

@@ -8,7 +8,6 @@ import argparse
 import collections
 import dataclasses
 import json
-import math
 import shlex
 import statistics
 import subprocess
@@ -255,13 +254,15 @@ def draw_rate(found):
 
 
 def tell_rate(found):
-    highest = {}
+    highest, sentences = {}, []
     for line in LINES:
         means = {rate: statistics.mean(accuracies(found[line, rate])) for rate in RATES}
+        best = max(means, key=means.get)
         whole = [rate for rate in RATES if not any(m["diverged"] for m in found[line, rate])]
-        highest[line] = max(rate for rate in whole if means[rate] > 0.8 * max(means.values()))
-    sentences = [f"{LINES[line]}: the highest rate at which no run diverges and accuracy is more than 0.8 times its "
-                 f"best is {rate:g}." for line, rate in highest.items()]
+        highest[line] = max(rate for rate in whole if means[rate] > 0.8 * means[best])
+        reached, most = (spread(accuracies(found[line, rate])) for rate in (highest[line], best))
+        sentences.append(f"{LINES[line]}: {highest[line]:g} is the highest rate at which no run diverges and accuracy, "
+                         f"{reached} %, is more than 0.8 times its best, {most} % at {best:g}.")
     finding = "Highest stable rate: " + ", ".join(f"{LINES[line]} {rate:g}" for line, rate in highest.items())
     return finding, sentences
 
@@ -309,17 +310,26 @@ UNITS = {"brighter": "white added", "darker": "white taken", "less contrast": "s
 
 
 def measure_shift():
-    """Write results/studies/shift.json: test accuracy of the published weights for every alteration."""
+    """Write results/studies/shift.json: test accuracy of the published weights, a list over the seeds, for every
+    alteration. Raises RunError without weights of two seeds."""
     images, targets = common.load_data("test")
-    accuracy = {}
-    for variant in common.COLOURS:
-        model = published(variant)
-        accuracy[variant] = {"as they are": [common.evaluate(model, images, targets)[1]]}
-        for name, (alter, strengths) in SHIFTS.items():
-            accuracy[variant][name] = []
-            for strength in strengths:
-                altered = (255 * alter(images / 255, strength)).round().clamp(0, 255).to(torch.uint8)
-                accuracy[variant][name].append(common.evaluate(model, altered, targets)[1])
+    models = {}
+    for group in report.published_runs():
+        saved = [metrics for metrics, _ in group if (common.RESULTS / metrics["run"] / "model.pt").exists()]
+        models[group[0][0]["variant"]] = [
+            report.load_model(common.RESULTS / metrics["run"], report.recipe_of(metrics)) for metrics in saved]
+    if set(models) != set(common.COLOURS) or min(map(len, models.values())) < 2:
+        raise RunError("there are no weights of two seeds or more of every variant: type `make seeds`")
+
+    def measure(images):
+        return {variant: [common.evaluate(model, images, targets)[1] for model in seeds]
+                for variant, seeds in models.items()}
+
+    accuracy = {"as they are": [measure(images)]}
+    for name, (alter, strengths) in SHIFTS.items():
+        altered = [(255 * alter(images / 255, strength)).round().clamp(0, 255).to(torch.uint8)
+                   for strength in strengths]
+        accuracy[name] = [measure(images) for images in altered]
     save(accuracy, "shift")
 
 
@@ -336,9 +346,10 @@ def saved_numbers(name):
 def draw_shift(accuracy):
     picture, panels = pictures.figure(9, 3.6, len(SHIFTS))
     for axes, (name, (_, strengths)) in zip(panels, SHIFTS.items()):
-        for variant, values in accuracy.items():
-            axes.plot([0, *strengths], [100 * value for value in values["as they are"] + values[name]], marker="o",
-                      markersize=3, color=common.COLOURS[variant], label=variant.upper())
+        for variant in common.COLOURS:
+            values = [[100 * share for share in reached[variant]]
+                      for reached in accuracy["as they are"] + accuracy[name]]
+            draw_line(axes, variant, [0, *strengths], values, marker="o", markersize=3)
         axes.set(xlabel=f"{name}:\n{UNITS[name]}", ylim=(0, 100))
         axes.grid(alpha=0.3)
         if axes is not panels[0]:
@@ -349,17 +360,20 @@ def draw_shift(accuracy):
 
 
 def tell_shift(accuracy):
-    kept = {variant: statistics.mean(100 * values[name][-1] for name in SHIFTS) for variant, values in accuracy.items()}
-    ranking = sorted(kept, key=kept.get, reverse=True)
+    strongest = {name: {variant: [100 * share for share in seeds] for variant, seeds in accuracy[name][-1].items()}
+                 for name in SHIFTS}
     sentences = []
-    for name in SHIFTS:
-        ends = {variant: values[name][-1] for variant, values in accuracy.items()}
-        best, worst = max(ends, key=ends.get), min(ends, key=ends.get)
-        error = 2 * math.sqrt(sum(p * (1 - p) / 10_000 for p in (ends[best], ends[worst])))  # of so many test images
-        verdict = "more" if ends[best] - ends[worst] > error else "no more"
-        sentences.append(f"{name}, strongest: " + ", ".join(f"{v.upper()} {ends[v]:.1%}" for v in ends) +
-                         f"; best and worst differ by {verdict} than twice the sampling error.")
-    finding = "Mean accuracy at the strongest of each: " + ", ".join(f"{v.upper()} {kept[v]:.1f} %" for v in ranking)
+    for name, reached in strongest.items():
+        best, worst = (pick(reached, key=lambda variant: statistics.mean(reached[variant])) for pick in (max, min))
+        verdict = "more" if differ(reached[best], reached[worst]) else "no more"
+        sentences.append(f"{name}, strongest: " + ", ".join(f"{v.upper()} {spread(reached[v])} %" for v in reached) +
+                         f"; {best.upper()} and {worst.upper()} differ by {verdict} than the noise.")
+    sentences.append("Batch norm normalizes altered images by means and variances of the unaltered ones that it was "
+                     "trained on; group and layer norm by those of each image itself.")
+    kept = {variant: [statistics.mean(seeds) for seeds in zip(*(strongest[name][variant] for name in SHIFTS))]
+            for variant in common.COLOURS}
+    ranking = sorted(kept, key=lambda variant: statistics.mean(kept[variant]), reverse=True)
+    finding = "Mean accuracy at the strongest of each: " + ", ".join(f"{v.upper()} {spread(kept[v])} %" for v in ranking)
     return finding, sentences
 
 
@@ -517,8 +531,8 @@ STUDIES = {
                               f"--max-lr {rate} --other-lr {rate} --seed {seed}")
          for line in LINES for rate in RATES for seed in SEEDS[:2]}),
     "shift": Study(
-        "Which norm keeps its accuracy on altered images?", "the published networks of seed 0, the 10,000 test images",
-        tell_shift, draw_shift, measure=measure_shift),
+        "Which norm keeps its accuracy on altered images?",
+        "the published networks, the 10,000 test images; bands: one standard deviation over the seeds", tell_shift, draw_shift, measure=measure_shift),
 }
 
 
