@@ -88,7 +88,8 @@ def make_world(folder, patch):
     patch.setattr(fetch, "STALL", 2)
     patch.setattr(report, "README", folder / "README.md")
     if not report.README.exists():
-        report.README.write_text("before\n<!-- results: x -->\n<!-- end of results -->\nafter\n")
+        blocks = "".join(f"<!-- {name}: x -->\n<!-- end of {name} -->\n" for name in ("results", "findings"))
+        report.README.write_text(f"before\n{blocks}after\n")
     return world
 
 
@@ -1119,6 +1120,15 @@ def test_the_comparison_is_written_into_both_pages(trained):
     assert (trained.results / "comparison.png").stat().st_size > 10_000
 
 
+def test_a_readme_without_its_markers_is_left_as_it_is(copied):
+    readme = copied.folder / "README.md"
+    readme.write_text(readme.read_text().replace("<!-- end of findings -->", ""))
+    before = readme.read_text()
+    with pytest.raises(SystemExit, match="lacks the two markers of the block of findings"):
+        report.main(["plots"])
+    assert readme.read_text() == before
+
+
 @pytest.fixture
 def copied(trained, tmp_path, monkeypatch):
     """A copy of the trained world that a test may damage."""
@@ -1404,7 +1414,8 @@ def test_the_family_of_groups_and_small_batches_are_told_with_their_noise():
     family = {("gn", groups): fabricated(70 + 2 * (groups in (4, 8))) for groups in studies.GROUPS}
     others = {("bn", None): fabricated(75), ("none", None): fabricated(72)}
     finding, sentences = studies.tell_groups(family | others)
-    assert finding == "Best, within the noise: 4 groups or 8 groups"
+    assert finding == ("Best numbers of groups, within the noise: 4, 8 (72.00 ± 0.50 %); batch norm 75.00 ± 0.50 %; "
+                       "no norm 72.00 ± 0.50 %")
     assert "From batch norm to 4 groups, accuracy goes from 75.00 ± 0.50 to 72.00 ± 0.50, a difference." in sentences
     sizes = {(line, size): fabricated(60 - 5 * (line == "bn" and size == 2))
              for line in SCRIPTS for size in studies.BATCHES}
@@ -1432,8 +1443,9 @@ def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, train
     monkeypatch.setattr(studies, "STUDIES", {"small": small})
     studies.main(["small"])
     assert len(trainings) == 8
-    page = (copied.results / "README.md").read_text()
+    page, readme = (copied.results / "README.md").read_text(), (copied.folder / "README.md").read_text()
     assert "## How?" in page and "- gn 1e+38 2" in page and (copied.results / "study-small.png").exists()
+    assert "- How? so.\n" in readme and "- Which classes are easy, which hard? \"Best at" in readme
     studies.main(["small"])
     assert len(trainings) == 8
     report.main(["check"])

@@ -19,7 +19,7 @@ OTHERS = [  # test accuracy in per cent, as their authors give it; the budget of
     ["the assignment's course notes (validation accuracy)", "76", "70", "–", "< 50,000", "≤ 20", "early stopping"],
     ["MLPerf Tiny's quality target (not a result), and its reference network", "85", "", "", "78,000", "500", ""],
 ]
-README, BLOCK = common.ROOT / "README.md", re.compile("(<!-- results: .* -->\n).*(<!-- end of results -->)", re.DOTALL)
+README = common.ROOT / "README.md"
 
 
 def script_of(variant):
@@ -164,10 +164,15 @@ def results_page(groups):
 
 
 def readme_with(text, groups):
-    """The text of README.md with the block between its two markers written anew. Raises RunError without markers."""
-    if not BLOCK.search(text):
-        raise RunError(f"{README} lacks the two markers of the block of results")
-    return BLOCK.sub(lambda match: match[1] + all_tables(groups) + match[2], text)
+    """The text of README.md with its two blocks written anew, each between two markers. Raises RunError without."""
+    from tools import studies  # which imports this file
+
+    for name, lines in ("results", all_tables(groups)), ("findings", studies.findings(groups)):
+        block = re.compile(f"(<!-- {name}: [^\n]*-->\n).*(<!-- end of {name} -->)", re.DOTALL)
+        if not block.search(text):
+            raise RunError(f"{README} lacks the two markers of the block of {name}")
+        text = block.sub(lambda match: match[1] + lines + match[2], text)
+    return text
 
 
 def compare():

@@ -187,10 +187,12 @@ def tell_groups(found):
     means = {groups: statistics.mean(accuracies(found["gn", groups])) for groups in GROUPS}
     best = max(means, key=means.get)
     values = accuracies(found["gn", best])
-    others = [groups for groups in GROUPS if not differ(accuracies(found["gn", groups]), values)]
-    finding = f"Best, within the noise: {' or '.join(named(groups) for groups in others)}"
+    others = [str(groups).replace("channels", "one per channel") for groups in GROUPS
+              if not differ(accuracies(found["gn", groups]), values)]
+    finding = f"Best numbers of groups, within the noise: {', '.join(others)} ({spread(values)} %)"
     sentences = [f"{named(groups)}: {spread(accuracies(found['gn', groups]))} %." for groups in GROUPS]
     for line in ("bn", NONE):
+        finding += f"; {LINES[line]} {spread(accuracies(found[line, None]))} %"
         sentences.append(f"From {LINES[line]} to {named(best)}, accuracy goes "
                          f"{measured(accuracies(found[line, None]), values)}.")
     return finding, sentences
@@ -373,7 +375,8 @@ def tell_shift(accuracy):
     kept = {variant: [statistics.mean(seeds) for seeds in zip(*(strongest[name][variant] for name in SHIFTS))]
             for variant in common.COLOURS}
     ranking = sorted(kept, key=lambda variant: statistics.mean(kept[variant]), reverse=True)
-    finding = "Mean accuracy at the strongest of each: " + ", ".join(f"{v.upper()} {spread(kept[v])} %" for v in ranking)
+    finding = "Mean accuracy at the strongest of each: "
+    finding += ", ".join(f"{v.upper()} {spread(kept[v])} %" for v in ranking)
     return finding, sentences
 
 
@@ -553,6 +556,14 @@ def draw():
         pictures.save_picture(study.draw(found), f"{finding}\n{study.setting}", picture_of(name))
     if all((common.RESULTS / variant / "model.pt").exists() for variant in common.COLOURS):
         draw_confusions(common.RESULTS / "confusions.png")
+
+
+def findings(groups):
+    """The list in README.md of what was found."""
+    found = {study.question: finding for _, study, _, finding, _ in complete_studies()}
+    found["Which classes are easy, which hard?"] = extremes(groups)
+    lines = [f"- {question} {text.rstrip('.')}.\n".replace(";\n", "; ") for question, text in found.items()]
+    return "".join(lines)
 
 
 def sections(groups):
