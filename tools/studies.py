@@ -462,8 +462,9 @@ def tell_norms(numbers):
         sentences.append(f"{LINES[variant]}: channels come with means of {ends(before['means'])} and deviations of "
                          f"{ends(before['deviations'])}, and leave with {ends(after['means'])} and "
                          f"{ends(after['deviations'])}.")
-        apart.append(f"{variant.upper()} {max(after['means']) - min(after['means']):.2f}")
-    return f"How far apart the means of normalized channels are: {', '.join(apart)}", sentences
+        apart.append(f"{max(after['means']) - min(after['means']):.2f} ({variant.upper()})")
+    return (f"Batch norm gives every channel a mean of 0, the others only several channels together:\n"
+            f"after the norm, channel means are up to {', '.join(apart)} apart"), sentences
 
 
 # --- 7. Confusions ---
@@ -477,12 +478,17 @@ def largest_confusions(counts, how_many=3):
                      for true, taken in pairs)
 
 
-def draw_confusions(path):
-    """The matrices of the three published runs side by side."""
-    picture, panels = pictures.figure(12, 4.8, 3)
-    for axes, variant in zip(panels, common.COLOURS):
-        saved = torch.load(common.RESULTS / variant / "predictions.pt", weights_only=True)
-        counts = pictures.confusion(saved)
+def confusions():
+    """The confusion matrices of the scripts' own runs, as far as there are any: variant -> counts."""
+    paths = {variant: common.RESULTS / variant / "predictions.pt" for variant in common.COLOURS}
+    return {variant: pictures.confusion(torch.load(path, weights_only=True))
+            for variant, path in paths.items() if path.exists()}
+
+
+def draw_confusions(matrices, path):
+    """Confusion matrices side by side."""
+    picture, panels = pictures.figure(12, 4.8, len(matrices))
+    for axes, (variant, counts) in zip(panels, matrices.items()):
         pictures.draw_counts(axes, counts, 6)
         axes.set_title(f"{variant.upper()}: " + largest_confusions(counts).replace(", ", "\n"), fontsize=8)
     pictures.save_picture(picture, "Which classes are taken for which, of 1,000 test images each", path)
@@ -501,6 +507,7 @@ def extremes(groups):
 
 # --- All of them ---
 
+HARD_CLASSES = "Which classes are easy, which hard?"
 STUDIES = {
     "norms": Study(
         "What does a norm do?",
@@ -535,7 +542,8 @@ STUDIES = {
          for line in LINES for rate in RATES for seed in SEEDS[:2]}),
     "shift": Study(
         "Which norm keeps its accuracy on altered images?",
-        "the published networks, the 10,000 test images; bands: one standard deviation over the seeds", tell_shift, draw_shift, measure=measure_shift),
+        "the published networks, the 10,000 test images; bands: one standard deviation over the seeds", tell_shift,
+        draw_shift, measure=measure_shift),
 }
 
 
@@ -554,25 +562,30 @@ def draw():
     """The pictures of all studies that are complete, and of what the published runs show."""
     for name, study, found, finding, _ in complete_studies():
         pictures.save_picture(study.draw(found), f"{finding}\n{study.setting}", picture_of(name))
-    if all((common.RESULTS / variant / "model.pt").exists() for variant in common.COLOURS):
-        draw_confusions(common.RESULTS / "confusions.png")
+    if len(matrices := confusions()) == len(common.COLOURS):
+        draw_confusions(matrices, common.RESULTS / "confusions.png")
 
 
 def findings(groups):
     """The list in README.md of what was found."""
     found = {study.question: finding for _, study, _, finding, _ in complete_studies()}
-    found["Which classes are easy, which hard?"] = extremes(groups)
-    lines = [f"- {question} {text.rstrip('.')}.\n".replace(";\n", "; ") for question, text in found.items()]
-    return "".join(lines)
+    found[HARD_CLASSES] = extremes(groups)
+    lines = (" ".join(f"- {question} {finding}".split()).rstrip(".") for question, finding in found.items())
+    return "".join(f"{line}.\n" for line in lines)
 
 
 def sections(groups):
-    """The part of results/README.md about the studies that are complete."""
-    parts = [f"## Confusions\n\n![Confusion matrices of the three](confusions.png)\n\n{extremes(groups)}\n"]
+    """The part of results/README.md about the studies that are complete, and about confusions."""
+    parts = []
     for name, study, _, finding, sentences in complete_studies():
         finding, setting = (text.replace("\n", " ") for text in (finding, study.setting))
         parts.append(f"## {study.question}\n\n![{finding}]({picture_of(name).name})\n\n{finding} ({setting}; "
                      f"`make study-{name}`).\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n")
+    if len(matrices := confusions()) == len(common.COLOURS):
+        parts.append(f"## {HARD_CLASSES}\n\n![Confusion matrices of the three](confusions.png)\n\n{extremes(groups)} "
+                     "(The picture: seed 0, the 10,000 test images; `make plots`.)\n")
+        parts.append("".join(f"- {LINES[variant]}: {largest_confusions(counts)}.\n"
+                             for variant, counts in matrices.items()))
     return parts
 
 
