@@ -6,8 +6,9 @@ shift: 2*C parameters, as in batch normalization.
 
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization.
 Training and evaluation do the same: no image affects another, nothing is averaged over steps, and the batch may be
-as small as one image. The noise of batch normalization is missing too, so this variant regularizes by dropout:
-in training, not in evaluation, each image loses a share of its channels, and the rest is scaled up to make up for it.
+as small as one image. The noise of batch normalization is missing too, so the assignment adds dropout: in training,
+not in evaluation, each image loses a share of its channels, and the rest is scaled up to make up for it. How little
+that changes here is in results/README.md.
 
 What ln.py tells of means that filters don't lose, and of rates, holds here too: hence `zero_mean` and lower rates.
 

@@ -238,6 +238,7 @@ def tell_batch(found):
                          f"{measured(accuracies(usual), accuracies(small))}.")
         noise = "" if differ(accuracies(usual), accuracies(small)) else " (noise)"
         changes.append(f"{line.upper()} {gain(usual, small):+.1f}{noise}")
+    sentences.append("As many images in smaller batches are more steps, which may help a training as short as this.")
     sentences.append("Figure 1 of Wu and He 2018, \"Group Normalization\", asks the same on ImageNet. There, each of 8 "
                      "GPUs normalizes its own batch, and a step takes the gradient of all 8; here, of the one batch.")
     finding = f"Batches of {SMALL_BATCH} instead of {USUAL_BATCH}, in points of accuracy: {', '.join(changes)}"
