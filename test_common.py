@@ -1417,8 +1417,11 @@ def test_the_family_of_groups_and_small_batches_are_told_with_their_noise():
     assert finding == ("Best numbers of groups, within the noise: 4, 8 (72.00 ± 0.50 %); batch norm 75.00 ± 0.50 %; "
                        "no norm 72.00 ± 0.50 %")
     assert "From batch norm to 4 groups, accuracy goes from 75.00 ± 0.50 to 72.00 ± 0.50, a difference." in sentences
-    sizes = {(line, size): fabricated(60 - 5 * (line == "bn" and size == 2))
-             for line in SCRIPTS for size in studies.BATCHES}
+    sizes = {(line, size): fabricated(60) for line in SCRIPTS for size in studies.BATCHES}
+    sizes["bn", 2] = fabricated(0, diverged=True)
+    crosses = [line for line in studies.draw_batch(sizes).axes[0].lines if line.get_marker() == "x"]
+    assert [point for line in crosses for point in zip(*line.get_data())] == [(2, 90)] * 3
+    sizes["bn", 2] = fabricated(55)
     finding, _ = studies.tell_batch(sizes)
     assert finding == "Batches of 2 instead of 128, in points of accuracy: BN -5.0, GN +0.0 (noise), LN +0.0 (noise)"
 

@@ -102,8 +102,8 @@ def draw_lines(axes, found, measure):
     for line in dict.fromkeys(line for line, _ in found):
         xs, colour = [x for other, x in found if other == line], common.COLOURS.get(line, GREY)
         draw_line(axes, line, xs, [measure(found[line, x]) for x in xs], marker="o", markersize=3)
-        lost = [x for x in xs if any(m["diverged"] for m in found[line, x])]
-        axes.plot(lost, [100 * CHANCE] * len(lost), "x", color=colour, markersize=8)
+        lost = [(x, *measure([m])) for x in xs for m in found[line, x] if m["diverged"]]
+        axes.plot([x for x, _ in lost], [y for _, y in lost], "x", color=colour, markersize=8)
     axes.grid(alpha=0.3)
 
 
