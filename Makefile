@@ -73,7 +73,7 @@ bench: environment ## measure the speed here, beside the usual way of writing it
 ablation: environment ## measure what each choice of the recipes is worth, in short trainings
 	$(RUN) -m tools.ablation
 
-study-norms study-shift: environment ## measure and draw what the trained norms do; seconds
+study-norms study-shift: environment ## measure and draw what the trained norms do; three minutes at most
 	$(RUN) -m tools.studies $(@:study-%=%)
 
 study-dropout study-groups study-batch study-rate: environment ## the same with trainings; up to an hour and a half

@@ -1385,7 +1385,7 @@ def test_a_difference_is_stated_only_beyond_twice_the_spread():
     found = {(line, p): fabricated(70 + (2 if line == "gn" and p == 0.2 else 0.5) * (p > 0))
              for line in SCRIPTS for p in studies.DROPOUT}
     finding, sentences = studies.tell_dropout(found)
-    assert finding == ("\"Dropout makes a significant difference to overfitting\" does not hold here;\n"
+    assert finding == ("\"Dropout makes a significant difference to overfitting\" is not borne out here;\n"
                        "it raises the validation accuracy of GN (at 0.2), and lowers that of no variant")
     assert sum("accuracy goes from 70.00 ± 0.50 to 72.00 ± 0.50, a difference" in line for line in sentences) == 1
     assert sum("accuracy goes from 70.00 ± 0.50 to 70.50 ± 0.50, no difference" in line for line in sentences) == 8

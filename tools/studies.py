@@ -122,8 +122,9 @@ def draw_dropout(found):
     picture, panels = pictures.figure(9, 3.8, 2)
     draw_lines(panels[0], found, accuracies)
     draw_lines(panels[1], found, gaps)
-    for axes, label in zip(panels, ("validation accuracy, %", "training less validation accuracy, points")):
-        axes.set(xlabel="share of channels dropped", ylabel=label, xticks=DROPOUT)
+    for axes, label in zip(panels, ("validation accuracy, %", "training less validation, points")):
+        axes.set(xlabel="share of channels dropped", ylabel=label)
+        axes.set_xticks(DROPOUT, [f"{p:g}" for p in DROPOUT])
     panels[0].legend()
     return picture
 
@@ -136,7 +137,7 @@ def tell_dropout(found):
             sentences.append(f"{line.upper()} with dropout {p:g}: the gap between training and validation goes {gap}; "
                              f"validation accuracy goes {accuracy}.")
     narrowed = changed(found, gaps, -1)
-    verdict = f"holds for {narrowed}" if narrowed else "does not hold here"
+    verdict = f"holds for {narrowed}" if narrowed else "is not borne out here"
     raised, lowered = (changed(found, accuracies, sign) or "no variant" for sign in (1, -1))
     finding = (f"\"Dropout makes a significant difference to overfitting\" {verdict};\n"
                f"it raises the validation accuracy of {raised}, and lowers that of {lowered}")
