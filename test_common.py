@@ -1373,6 +1373,18 @@ def test_an_ablation_stops_at_a_run_that_cannot_be_trained(world, small_ablation
     assert "ended with status 1" in str(stop.value.code) and len(commands) == 1
 
 
+def test_an_interrupted_study_ends_its_training_and_says_how_to_go_on(world, monkeypatch):
+    from tools import studies
+
+    monkeypatch.setattr(studies.common, "ROOT", world.folder)
+    (world.folder / "bn.py").write_text(
+        "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60); open('late', 'w')")
+    start = time.monotonic()
+    with pytest.raises(SystemExit, match="^rate: interrupted; the same command goes on from there$"):
+        studies.main(["rate"])
+    assert time.monotonic() - start < 30 and not (world.folder / "late").exists()
+
+
 def fabricated(accuracy, spread=0.5, diverged=False):
     """Metrics of three runs around an accuracy in per cent."""
     return [{"diverged": diverged, "val_accuracy": None if diverged else (accuracy + shift) / 100,

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import json
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -43,11 +44,16 @@ def finished(study, variant, flags):
 
 
 def train(study, variant, flags):
-    """Train unless that is done. Raises RunError if the training ends without a result; to diverge is one."""
+    """Train unless that is done. Raises RunError if interrupted, or if the training ends without a result; to diverge
+    is one."""
     folder, _ = folder_of(study, variant, flags)
     if not finished(study, variant, flags):
         command = [f"{variant}.py", *shlex.split(flags), "--numbers-only", "--results", folder.parent]
-        done = subprocess.run([sys.executable, *command], cwd=common.ROOT)
+        signal.signal(signal.SIGTERM, common.interrupt)  # else a kill would leave the training at work
+        try:
+            done = subprocess.run([sys.executable, *command], cwd=common.ROOT)
+        except KeyboardInterrupt:  # by which subprocess.run has ended the training
+            raise RunError("interrupted; the same command goes on from there") from None
         if not finished(study, variant, flags):
             raise RunError(f"{variant}.py {flags} ended with status {done.returncode}")
 
