@@ -219,7 +219,10 @@ BATCHES, USUAL_BATCH, SMALL_BATCH = (2, 4, 8, 16, 32, 64, 128, 256), 128, 2
 
 
 def batch_flags(variant, size):
-    """Rates by the root of the batch size, and a moving average over as many images, whatever the batch size."""
+    """Rates by the root of the batch size, and a moving average over as many images, whatever the batch size.
+
+    That averages batch norm's running statistics too, so that they cover as many images; on their own, with momentum
+    0.1, they would cover some 10 batches."""
     script = script_of(variant)
     scale = size / script.batch_size
     rates = f"--max-lr {script.max_lr * scale**0.5:.3g} --other-lr {script.other_lr * scale**0.5:.3g}"
