@@ -73,10 +73,13 @@ bench: environment ## measure the speed here, beside the usual way of writing it
 ablation: environment ## measure what each choice of the recipes is worth, in short trainings
 	$(RUN) -m tools.ablation
 
-study-norms study-shift: environment ## measure and draw what the trained norms do; three minutes at most
-	$(RUN) -m tools.studies $(@:study-%=%)
-
-study-dropout study-groups study-batch study-rate: environment ## the same with trainings; up to an hour and a half
+study-norms: ## draw activations before and after each norm (seconds)
+study-shift: ## which norm keeps its accuracy on altered images? (three minutes)
+study-dropout: ## what does dropout do to overfitting? (an hour of trainings)
+study-groups: ## how many groups, from layer norm to instance norm? (half an hour)
+study-batch: ## how small may a batch be? (half an hour)
+study-rate: ## how high may the learning rate be? (half an hour)
+study-norms study-shift study-dropout study-groups study-batch study-rate: environment
 	$(RUN) -m tools.studies $(@:study-%=%)
 
 torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)
