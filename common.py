@@ -423,13 +423,16 @@ def run_name(recipe, script, limit=None, seed=0, test=True):
     return "-".join([script.variant, *(re.sub(r"[^\w.=-]+", "+", part).strip("+") for part in parts)])
 
 
-def save_numbers(folder, metrics, history):
+def save_numbers(folder, metrics, history, only):
+    """Write metrics.json and history.csv; if `only`, delete what else the run has left."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: round(value, 6) for key, value in row.items()} for row in history)
     write_file(folder / "history.csv", text.getvalue().encode())
     write_file(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    if only:
+        storage.keep(folder, "metrics.json", "history.csv")
 
 
 def save_tensors(path, tensors):
@@ -535,8 +538,7 @@ def run_recipe(recipe, run, options):
             "device": options.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "precision": precision(options.device)}
         print("{run}: {parameters:,} parameters, {train_images:,} images, {device}".format(**metrics), flush=True)
-        if not options.numbers_only:
-            write_file(folder / "summary.txt", f"{info}\n".encode())
+        write_file(folder / "summary.txt", f"{info}\n".encode())
 
         torch.manual_seed(options.seed)
         model = build_model(recipe).to(options.device, memory_format=torch.channels_last)
@@ -550,7 +552,8 @@ def run_recipe(recipe, run, options):
         except Diverged:
             checkpoint.path.unlink(missing_ok=True)
             if run != recipe.variant:  # the results of the script itself stay
-                save_numbers(folder, metrics | {"diverged": True, "epochs": len(history) + 1}, history)
+                save_numbers(folder, metrics | {"diverged": True, "epochs": len(history) + 1}, history,
+                             options.numbers_only)
                 storage.put_in_place(folder)
             raise
 
@@ -565,10 +568,8 @@ def run_recipe(recipe, run, options):
             metrics |= test(model, folder, options.device)
         metrics |= {"seconds": round(seconds + time.perf_counter() - start, 1),
                     "seconds_per_epoch": round(seconds / len(history), 2), "peak_memory_mb": storage.peak_memory_mb()}
-        save_numbers(folder, metrics, history)
-        if options.numbers_only:
-            storage.keep(folder, "metrics.json", "history.csv")
-        else:
+        save_numbers(folder, metrics, history, options.numbers_only)
+        if not options.numbers_only:
             pictures.draw_run(folder)
         before = None
         with contextlib.suppress(RunError):

@@ -1140,6 +1140,7 @@ def test_seeds_are_pooled_if_they_are_alike(copied, capsys):
     for seed, accuracy in ((1, 0.9), (2, 0.8)):
         assert run(bn.RECIPE, "--seed", str(seed), "--numbers-only") == 0
         folder = copied.results / f"bn-seed={seed}"
+        assert {path.name for path in folder.iterdir()} == {"metrics.json", "history.csv", "SHA256SUMS"}
         change_metrics(folder, test_accuracy=accuracy)
     change_metrics(copied.results / "bn", test_accuracy=1.0)
     report.main(["plots"])

@@ -148,10 +148,17 @@ def all_tables(groups):
     return beside_others(metrics) + "\n" + table(metrics)
 
 
-def results_page(groups):
-    """results/README.md: the tables, and the pictures of each variant's own run."""
+def own_pages(groups):
+    """The texts of README.md and results/README.md as results/ yields them. Raises RunError as readme_with does."""
     from tools import studies  # which imports this file
 
+    told = list(studies.complete_studies())
+    return (readme_with(README.read_text(encoding="utf-8"), all_tables(groups), studies.findings(groups, told)),
+            results_page(groups, studies.sections(groups, told)))
+
+
+def results_page(groups, sections):
+    """results/README.md: the tables, the pictures of each variant's own run, and the sections about studies."""
     parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the files of the runs.\n",
              all_tables(groups),
              "![Validation loss and accuracy of the variants, epoch by epoch](comparison.png)\n"]
@@ -160,14 +167,12 @@ def results_page(groups):
         parts.append(f"## {name}\n\n![Loss and accuracy of {name}, epoch by epoch]({name}/curves.png)\n\n"
                      f"![Confusion matrix of {name}]({name}/confusion.png)\n\n"
                      f"![Test images that {name} gets wrong]({name}/misclassified.png)\n")
-    return "\n".join(parts + studies.sections(groups))
+    return "\n".join(parts + sections)
 
 
-def readme_with(text, groups):
+def readme_with(text, results, findings):
     """The text of README.md with its two blocks written anew, each between two markers. Raises RunError without."""
-    from tools import studies  # which imports this file
-
-    for name, lines in ("results", all_tables(groups)), ("findings", studies.findings(groups)):
+    for name, lines in ("results", results), ("findings", findings):
         block = re.compile(f"(<!-- {name}: [^\n]*-->\n).*(<!-- end of {name} -->)", re.DOTALL)
         if not block.search(text):
             raise RunError(f"{README} lacks the two markers of the block of {name}")
@@ -181,8 +186,9 @@ def compare():
     if not groups:
         raise RunError("nothing to compare yet: type `make all`")
     pictures.draw_comparison(groups, common.RESULTS / "comparison.png")
-    write_file(common.RESULTS / "README.md", results_page(groups).encode())
-    write_file(README, readme_with(README.read_text(encoding="utf-8"), groups).encode())
+    readme, page = own_pages(groups)
+    write_file(common.RESULTS / "README.md", page.encode())
+    write_file(README, readme.encode())
     print(all_tables(groups))
 
 
@@ -230,8 +236,8 @@ def check():
             published = f"{metrics['test_accuracy']:.2%}, loss {metrics['test_loss']:.4f}"
             raise RunError(f"{folder.name} published accuracy {published}: its weights do not reach that here")
     groups = published_runs()
-    text, page = (path.read_text(encoding="utf-8") for path in (README, common.RESULTS / "README.md"))
-    if text != readme_with(text, groups) or page != results_page(groups):
+    saved = tuple(path.read_text(encoding="utf-8") for path in (README, common.RESULTS / "README.md"))
+    if saved != own_pages(groups):
         raise RunError("README.md or results/README.md is not what results/ yields: type `make plots`")
     pages = other_pages()
     for path, text in pages.items():

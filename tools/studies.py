@@ -21,7 +21,7 @@ from torch import nn
 
 import common
 from tools import pictures, report, storage
-from tools.report import script_of, spread
+from tools.report import percent, script_of, spread
 from tools.storage import RunError, write_file
 
 
@@ -284,9 +284,9 @@ def tell_rate(found):
     return finding, sentences
 
 
-def published(variant):
-    """The network of a script's own run, with its saved weights. Raises RunError if its files are damaged."""
-    folder = common.RESULTS / variant
+def published(run):
+    """The network of a run in results/, with its saved weights. Raises RunError if its files are damaged."""
+    folder = common.RESULTS / run
     storage.verify(folder)
     return report.load_model(folder, report.recipe_of(common.read_run(folder)[0]))
 
@@ -332,9 +332,9 @@ def measure_shift():
     images, targets = common.load_data("test")
     models = {}
     for group in report.published_runs():
-        saved = [metrics for metrics, _ in group if (common.RESULTS / metrics["run"] / "model.pt").exists()]
+        runs = [metrics["run"] for metrics, _ in group]
         models[group[0][0]["variant"]] = [
-            report.load_model(common.RESULTS / metrics["run"], report.recipe_of(metrics)) for metrics in saved]
+            published(run) for run in runs if (common.RESULTS / run / "model.pt").exists()]
     if set(models) != set(common.COLOURS) or min(map(len, models.values())) < 2:
         raise RunError("there are no weights of two seeds or more of every variant: type `make seeds`")
 
@@ -377,13 +377,12 @@ def draw_shift(accuracy):
 
 
 def tell_shift(accuracy):
-    strongest = {name: {variant: [100 * share for share in seeds] for variant, seeds in accuracy[name][-1].items()}
-                 for name in SHIFTS}
+    strongest = {name: accuracy[name][-1] for name in SHIFTS}
     sentences = []
     for name, reached in strongest.items():
         best, worst = (pick(reached, key=lambda variant: statistics.mean(reached[variant])) for pick in (max, min))
         verdict = "more" if differ(reached[best], reached[worst]) else "no more"
-        sentences.append(f"{name}, strongest: " + ", ".join(f"{v.upper()} {spread(reached[v])} %" for v in reached) +
+        sentences.append(f"{name}, strongest: " + ", ".join(f"{v.upper()} {percent(reached[v])} %" for v in reached) +
                          f"; {best.upper()} and {worst.upper()} differ by {verdict} than the noise.")
     sentences.append("Batch norm normalizes altered images by means and variances of the unaltered ones that it was "
                      "trained on; group and layer norm by those of each image itself.")
@@ -391,7 +390,7 @@ def tell_shift(accuracy):
             for variant in common.COLOURS}
     ranking = sorted(kept, key=lambda variant: statistics.mean(kept[variant]), reverse=True)
     finding = "Mean accuracy at the strongest of each: "
-    finding += ", ".join(f"{v.upper()} {spread(kept[v])} %" for v in ranking)
+    finding += ", ".join(f"{v.upper()} {percent(kept[v])} %" for v in ranking)
     return finding, sentences
 
 
@@ -478,7 +477,7 @@ def tell_norms(numbers):
                          f"{ends(before['deviations'])}, and leave with {ends(after['means'])} and "
                          f"{ends(after['deviations'])}.")
         apart.append(f"{max(after['means']) - min(after['means']):.2f} ({variant.upper()})")
-    return (f"Batch norm gives every channel a mean of 0, the others only several channels together:\n"
+    return ("Batch norm gives every channel a mean of 0, the others only several channels together:\n"
             f"after the norm, channel means are up to {', '.join(apart)} apart"), sentences
 
 
@@ -494,10 +493,11 @@ def largest_confusions(counts, how_many=3):
 
 
 def confusions():
-    """The confusion matrices of the scripts' own runs, as far as there are any: variant -> counts."""
+    """The confusion matrices of the scripts' own runs: variant -> counts; empty if one is missing."""
     paths = {variant: common.RESULTS / variant / "predictions.pt" for variant in common.COLOURS}
-    return {variant: pictures.confusion(torch.load(path, weights_only=True))
-            for variant, path in paths.items() if path.exists()}
+    if not all(path.exists() for path in paths.values()):
+        return {}
+    return {variant: pictures.confusion(torch.load(path, weights_only=True)) for variant, path in paths.items()}
 
 
 def draw_confusions(matrices, path):
@@ -578,26 +578,26 @@ def draw():
     """The pictures of all studies that are complete, and of what the published runs show."""
     for name, study, found, finding, _ in complete_studies():
         pictures.save_picture(study.draw(found), f"{finding}\n{study.setting}", picture_of(name))
-    if len(matrices := confusions()) == len(common.COLOURS):
+    if matrices := confusions():
         draw_confusions(matrices, common.RESULTS / "confusions.png")
 
 
-def findings(groups):
-    """The list in README.md of what was found."""
-    found = {study.question: finding for _, study, _, finding, _ in complete_studies()}
+def findings(groups, told):
+    """The list in README.md of what was found, from what complete_studies told."""
+    found = {study.question: finding for _, study, _, finding, _ in told}
     found[HARD_CLASSES] = extremes(groups)
     lines = (" ".join(f"- {question} {finding}".split()).rstrip(".") for question, finding in found.items())
     return "".join(f"{line}.\n" for line in lines)
 
 
-def sections(groups):
+def sections(groups, told):
     """The part of results/README.md about the studies that are complete, and about confusions."""
     parts = []
-    for name, study, _, finding, sentences in complete_studies():
+    for name, study, _, finding, sentences in told:
         finding, setting = (text.replace("\n", " ") for text in (finding, study.setting))
         parts.append(f"## {study.question}\n\n![{finding}]({picture_of(name).name})\n\n{finding} ({setting}; "
                      f"`make study-{name}`).\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n")
-    if len(matrices := confusions()) == len(common.COLOURS):
+    if matrices := confusions():
         parts.append(f"## {HARD_CLASSES}\n\n![Confusion matrices of the three](confusions.png)\n\n{extremes(groups)} "
                      "(The picture: seed 0, the 10,000 test images; `make plots`.)\n")
         parts.append("".join(f"- {LINES[variant]}: {largest_confusions(counts)}.\n"
