@@ -10,6 +10,8 @@ VENV ?= yes
 ARGS ?=
 PIP_ARGS ?=
 VARIANTS := bn gn ln
+STUDIES := study-norms study-dropout study-groups study-batch_size study-learning_rate study-corruptions study-confusions
+TRAINING := common.py support/averaging.py support/images.py support/muon.py  # what a training's weights depend on
 SHELL := /bin/sh
 STAMPS := results/.trained
 
@@ -20,12 +22,12 @@ RUN := .venv/bin/python
 endif
 
 .PHONY: help all seeds $(VARIANTS) test data summary plots check bench ablation torture clean environment force \
-  study-norms study-shift study-dropout study-groups study-batch study-rate
+  $(STUDIES)
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z -]*\):[^#]*## /\1: /p' Makefile | \
-	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-13s %s\n", names[i], $$2 }'
+	@sed -n 's/^\([a-z_ -]*\):[^#]*## /\1: /p' Makefile | \
+	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-19s %s\n", names[i], $$2 }'
 
 bn gn ln: environment ## train this variant, test it, and write its folder in results/
 	@mkdir -p $(STAMPS) && touch $(STAMPS)/$@.begun
@@ -34,19 +36,19 @@ bn gn ln: environment ## train this variant, test it, and write its folder in re
 
 ifeq ($(strip $(ARGS)),)
 all: $(VARIANTS:%=$(STAMPS)/%) ## train what is missing here or older than its script, and compare the variants
-	$(RUN) -m tools.report compare
+	$(RUN) -m tools.report pages
 else
 all: $(VARIANTS)
 	$(RUN) -m tools.report show $(ARGS)
 endif
 
 seeds: $(VARIANTS:%=$(STAMPS)/%) $(VARIANTS:%=$(STAMPS)/%-1) $(VARIANTS:%=$(STAMPS)/%-2) ## as all, with seeds 1 and 2
-	$(RUN) -m tools.report compare
+	$(RUN) -m tools.report pages
 
 # train,stamp,variant,folder of the run,flags. A stamp is as old as the beginning of its training, so that what is
 # edited meanwhile counts as newer.
 define train
-$(STAMPS)/$(1): $(2).py common.py $(if $(wildcard results/$(3)/SHA256SUMS),,force) | environment
+$(STAMPS)/$(1): $(2).py $(TRAINING) $(if $(wildcard results/$(3)/SHA256SUMS),,force) | environment
 	@mkdir -p $$(STAMPS) && touch $$@.begun
 	$$(RUN) $(2).py $(4)
 	@mv $$@.begun $$@
@@ -55,8 +57,9 @@ $(foreach v,$(VARIANTS),$(eval $(call train,$(v),$(v),$(v),)))
 $(foreach seed,1 2,$(foreach v,$(VARIANTS),\
   $(eval $(call train,$(v)-$(seed),$(v),$(v)-seed=$(seed),--seed $(seed)))))
 
-test: environment ## run the tests; they need neither data set nor network
-	$(RUN) -m pytest -q test_common.py
+test: environment ## check the style and run the tests; they need neither data set nor network
+	$(RUN) -m ruff check
+	$(RUN) -m pytest -q test_common.py tests
 
 data: environment ## get CIFAR-10 into data/ and check it
 	$(RUN) -m tools.report data
@@ -71,30 +74,33 @@ bench: environment ## measure the speed here, beside the usual way of writing it
 	$(RUN) -m tools.bench $(ARGS)
 
 ablation: environment ## measure what each choice of the recipes is worth, in short trainings
-	$(RUN) -m tools.ablation
+	$(RUN) -m studies.ablation
+	$(RUN) -m tools.report pages
 
 study-norms: ## draw activations before and after each norm (seconds)
-study-shift: ## which norm keeps its accuracy on altered images? (three minutes)
 study-dropout: ## what does dropout do to overfitting? (an hour of trainings)
 study-groups: ## how many groups, from layer norm to instance norm? (half an hour)
-study-batch: ## how small may a batch be? (half an hour)
-study-rate: ## how high may the learning rate be? (half an hour)
-study-norms study-shift study-dropout study-groups study-batch study-rate: environment
-	$(RUN) -m tools.studies $(@:study-%=%)
+study-batch_size: ## how small may a batch be? (half an hour)
+study-learning_rate: ## how high may the learning rate be? (half an hour)
+study-corruptions: ## which norm keeps its accuracy on altered images? (three minutes)
+study-confusions: ## which classes are easy, which hard? (seconds)
+$(STUDIES): environment
+	$(RUN) -m studies.$(@:study-%=%)
+	$(RUN) -m tools.report pages
 
 torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)
-	$(RUN) -m tools.torture
+	$(RUN) -m tests.torture
 
 check: environment ## verify the saved results and evaluate their weights on the test set again
 	$(RUN) -m tools.report check
 
 clean: ## remove .venv, caches and leftovers; data and results stay
-	rm -rf .venv .pytest_cache __pycache__ tools/__pycache__ results/.new
+	rm -rf .venv .pytest_cache .ruff_cache __pycache__ */__pycache__ results/.new results/studies/.running
 
 # .venv is made anew unless its stamp, written last, names this interpreter and these requirements.
 ifeq ($(VENV),no)
 environment:
-	@$(PYTHON) -c "import torch, torchvision, torchinfo, matplotlib, tqdm, pytest" || \
+	@$(PYTHON) -c "import torch, torchvision, torchinfo, matplotlib, tqdm, pytest, ruff" || \
 	  { echo "$(PYTHON) lacks a requirement: see requirements.txt, or leave out VENV=no" >&2; exit 1; }
 else
 environment:

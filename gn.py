@@ -34,7 +34,7 @@ def group_norm(channels, groups):
 
 
 RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05, dropout_after="C10",
-                max_lr=0.03, other_lr=0.3, zero_mean=True)
+                max_lr=0.03, aux_lr=0.3, zero_mean=True)
 
 if __name__ == "__main__":
     main(RECIPE)

@@ -1,1 +1,2 @@
-"""What a student need not read to follow a training: fetching, safe storage, tables across runs."""
+"""How is what was measured published, and how fast is it? For whoever publishes results: pages, checks and the
+benchmark."""

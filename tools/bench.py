@@ -1,17 +1,17 @@
-"""How fast training and evaluation are on this machine, and beside what. Writes results/bench.json and bench.md.
+"""How fast training and evaluation are on this machine, and beside what, for whoever wants to make them faster. Writes
+results/bench.json and bench.md.
 
-    python -m tools.bench            speed: medians over rounds in which every contestant has its turn (6 minutes)
+    python -m tools.bench            speed: medians over rounds in which every implementation has its turn (6 minutes)
     python -m tools.bench accuracy   what its speed-ups cost in accuracy: short trainings of three seeds (15 minutes)
     python -m tools.bench race       the time to 81.7 % of the validation images, one training a side (30 minutes)
 
-Every contestant lives in a process of its own, since the allocator is set per process, and waits while others work.
+Every implementation lives in a process of its own, since the allocator is set per process, and waits while others work.
 "The usual way" is that of most notebooks: PIL images through torchvision's transforms, a DataLoader, the loss read at
 every step, and PyTorch's defaults; with the same network, batch size and optimizer.
 """
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import json
 import os
@@ -23,15 +23,18 @@ import time
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import common
 import gn
-from tools import storage
-from tools.report import markdown, script_of
-from tools.storage import RunError, write_file
+from studies.variants import SCRIPTS, script_of
+from support import averaging, machine, runs, storage
+from support.images import MEAN, STD
+from support.runs import beyond_noise, markdown, mean_and_sd
+from support.storage import RunError, write_file
 
-ROUNDS, STEPS, WARMUP = 5, 30, 6  # of every contestant; the first steps of a turn are not timed
+ROUNDS, STEPS, WARMUP = 5, 30, 6  # of every implementation; the first steps of a turn are not timed
 EVALUATED = 4000  # images
 MATRIX = 2048  # rows and columns of the product whose rate is taken for the machine's
 TRAINING, VALIDATION = 45_000, 5_000  # images
@@ -39,7 +42,7 @@ SEEDS, SHORT = (0, 1, 2), 3  # of the accuracy check: seeds, epochs
 TARGET = 0.817  # validation accuracy to race to: the test accuracy of the best public answer to the assignment
 USUAL_EPOCHS = 20
 
-OURS = {variant: (variant, {}) for variant in common.COLOURS}
+OURS = {variant: (variant, {}) for variant in SCRIPTS}
 USUAL = {"usual, 0 workers": ("usual", {"workers": 0}), "usual, 2 workers": ("usual", {"workers": 2})}
 FAST = {"channels_last": True, "allocator": True, "bfloat16": True}
 WITHOUT = {  # ours without one of the things that make it fast
@@ -50,10 +53,10 @@ WITHOUT = {  # ours without one of the things that make it fast
     "gn without dropping whole channels (single activations instead)": ("gn", {"without": "Dropout2d"}),
     "gn without contiguous activations in GroupNorm": ("gn", {"without": "contiguous"}),
 }
-CONTESTANTS = OURS | USUAL | WITHOUT
+IMPLEMENTATIONS = OURS | USUAL | WITHOUT
 
 
-# --- A contestant: a process that is told on its standard input what to do, and answers with a line of JSON ---
+# --- An implementation: a process that is told on its standard input what to do, and answers with a line of JSON ---
 
 
 class Ours:
@@ -61,15 +64,15 @@ class Ours:
 
     def __init__(self, variant, without=None):
         if without != "allocator":
-            storage.keep_freed_memory()
+            machine.keep_freed_memory()
         if without == "bfloat16":
-            common.precision = lambda device: "float32"
+            machine.precision = lambda device: "float32"
         if without == "Dropout2d":
             nn.Dropout2d = nn.Dropout
         if without == "contiguous":
             gn.GroupNorm = nn.GroupNorm
-        self.recipe = script_of(variant)
-        self.model = common.build_model(self.recipe)
+        recipe = script_of(variant)
+        self.model = common.build_model(recipe)
         if without != "channels_last":
             self.model.to(memory_format=torch.channels_last)
         else:
@@ -78,19 +81,18 @@ class Ours:
         images, targets = common.load_data("train")
         train, val = common.split_indices(targets)
         self.train_set, self.val_set = ((images[index], targets[index]) for index in (train, val[:EVALUATED]))
-        self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, 10**6)
-        self.generator, self.average = torch.Generator().manual_seed(0), copy.deepcopy(self.model)
+        self.training = common.Training(self.model, recipe, self.train_set, seed=0)
+        self.batch_size = recipe.batch_size
 
     def steps(self, count):
-        some = [data[: count * self.recipe.batch_size] for data in self.train_set]
-        common.train_epoch(
-            self.model, self.average, self.recipe, some, self.optimizer, self.scheduler, self.generator, 1)
+        self.training.train_set = [data[: count * self.batch_size] for data in self.train_set]
+        common.train_epoch(self.training, 1)
 
     def train(self):
         self.steps(WARMUP)
         start = time.perf_counter()
         self.steps(STEPS)
-        return (time.perf_counter() - start) / (STEPS * self.recipe.batch_size)
+        return (time.perf_counter() - start) / (STEPS * self.batch_size)
 
     def evaluate(self):
         start = time.perf_counter()
@@ -109,27 +111,27 @@ class Ours:
     def parts(self):
         """Seconds a step of each part of it, the steps written out once more with a clock between their lines."""
         self.model.train()
-        averages, weights = common.floats(self.average), common.floats(self.model)
+        training, recipe = self.training, self.training.recipe
         seconds = dict.fromkeys(("augmentation", "forward", "backward", "optimizer"), 0.0)
-        for step in range(STEPS):
-            chosen = torch.randint(len(self.train_set[0]), (self.recipe.batch_size,), generator=self.generator)
+        for _ in range(STEPS):
+            chosen = torch.randint(len(self.train_set[0]), (self.batch_size,), generator=training.draws)
             times = [time.perf_counter()]
-            draws = common.draw_augmentation(len(chosen), self.recipe, 1, self.generator)
+            draws = common.draw_augmentation(len(chosen), recipe, 1, training.draws)
             images = self.train_set[0].index_select(0, chosen)
-            images = common.normalize(common.augment(images, *draws, self.recipe.cutout))
+            images = common.normalize(common.augment(images, *draws, recipe.cutout))
             times.append(time.perf_counter())
-            with common.mixed_precision(images.device):
+            with machine.mixed_precision(images.device):
                 logits = self.model(images)
             loss = F.cross_entropy(logits.float(), self.train_set[1][chosen])
             times.append(time.perf_counter())
-            self.optimizer.zero_grad()
+            training.optimizer.zero_grad()
             loss.backward()
             times.append(time.perf_counter())
-            self.optimizer.step()
-            torch._foreach_lerp_(averages, weights, common.average_share(self.recipe.ema, self.scheduler.last_epoch))
-            self.scheduler.step()
+            training.optimizer.step()
+            training.average.update(training.scheduler.last_epoch)
+            training.scheduler.step()
             times.append(time.perf_counter())
-            for part, begin, end in zip(seconds, times, times[1:]):
+            for part, begin, end in zip(seconds, times, times[1:], strict=False):
                 seconds[part] += (end - begin) / STEPS
         return seconds
 
@@ -142,9 +144,8 @@ class Ours:
 
     def checkpoint(self):
         """Seconds to save one."""
-        path = common.RESULTS / ".bench-checkpoint.pt"
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        state = {name: part.state_dict() for name, part in parts.items()} | {"best_weights": self.model.state_dict()}
+        path, state = common.RESULTS / ".bench-checkpoint.pt", self.training.state_dict()
+        state["best_weights"] = self.model.state_dict()
         start = time.perf_counter()
         storage.Checkpoint(path, {}, {}).save(state)
         seconds = time.perf_counter() - start
@@ -156,8 +157,6 @@ class Pictures(torch.utils.data.Dataset):
     """Pairs of a transformed PIL image and its label, of a split's images that `index` names."""
 
     def __init__(self, index, transform):
-        from PIL import Image
-
         images, targets = common.load_data("train")
         self.pictures = [Image.fromarray(image) for image in images[index].permute(0, 2, 3, 1).contiguous().numpy()]
         self.targets, self.transform = targets[index].tolist(), transform
@@ -173,16 +172,16 @@ class Usual:
     """The usual way of writing the training of bn.py, with the usual augmentation or that of the recipe."""
 
     def __init__(self, workers, channels_last=False, allocator=False, bfloat16=False, seed=0, by_recipe=False):
-        from torchvision import transforms
+        from torchvision import transforms  # heavy: only in the process that uses it
 
         if allocator:
-            storage.keep_freed_memory()
+            machine.keep_freed_memory()
         torch.manual_seed(seed)
         self.recipe = script_of("bn")
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.precision = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
         self.model = common.build_model(self.recipe).to(memory_format=self.format)
-        last = [transforms.ToTensor(), transforms.Normalize(common.MEAN, common.STD)]
+        last = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
         self.crop = transforms.RandomCrop(32, padding=4, padding_mode="reflect" if by_recipe else "constant")
         share = self.recipe.cutout**2 / 32**2
         cutout = [transforms.RandomErasing(0.5, (share, share), (1, 1))] if by_recipe else []
@@ -195,8 +194,7 @@ class Usual:
                  {"shuffle": True, "drop_last": True}),
                 (val, last, {})))
         self.optimizer, self.scheduler = common.build_optimizer(self.model, self.recipe, 10**6)
-        self.average = copy.deepcopy(self.model)
-        self.averaged = list(zip(common.floats(self.average), common.floats(self.model)))
+        self.average = averaging.MovingAverage(self.model, self.recipe.ema)
 
     def step(self, images, targets):
         with self.precision:
@@ -205,15 +203,15 @@ class Usual:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        share = common.average_share(self.recipe.ema, self.scheduler.last_epoch)
-        for mean, value in self.averaged:
+        share = averaging.share(self.recipe.ema, self.scheduler.last_epoch)
+        for mean, value in zip(self.average.means, self.average.values, strict=True):
             mean.lerp_(value, share)
         self.scheduler.step()
         return loss.item()
 
     def train(self):
         self.model.train()
-        for step, batch in zip(range(WARMUP + STEPS), self.loader):
+        for step, batch in zip(range(WARMUP + STEPS), self.loader, strict=False):
             if step == WARMUP:
                 start = time.perf_counter()
             self.step(*batch)
@@ -222,12 +220,12 @@ class Usual:
     @torch.no_grad()
     def accuracy(self, batches=None):
         """Of the validation images in the first `batches`, and seconds an image."""
-        self.average.eval()
+        self.average.module.eval()
         correct = seen = 0
         start = time.perf_counter()
-        for _, (images, targets) in zip(range(batches or len(self.val_loader)), self.val_loader):
+        for _, (images, targets) in zip(range(batches or len(self.val_loader)), self.val_loader, strict=False):
             with self.precision:
-                logits = self.average(images.to(memory_format=self.format))
+                logits = self.average.module(images.to(memory_format=self.format))
             correct += (logits.argmax(1) == targets).sum().item()
             seen += len(targets)
         return correct / seen, (time.perf_counter() - start) / seen
@@ -256,22 +254,22 @@ class Usual:
 
     def learn_by_steps(self, epochs):
         """As learn(), with the optimizer and the steps of the learning rate that are customary."""
-        epoch, self.average, self.averaged = len(self.loader), self.model, []
+        epoch, self.average.module, self.average.means, self.average.values = len(self.loader), self.model, [], []
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [10 * epoch, 15 * epoch], 0.1)
         return self.learn(epochs)
 
 
 def work(kind, options):
-    """The life of a contestant: every line it reads is a method's name and arguments."""
-    contestant = Usual(**options) if kind == "usual" else Ours(kind, **options)
+    """The life of an implementation's process: every line it reads is a method's name and arguments."""
+    implementation = Usual(**options) if kind == "usual" else Ours(kind, **options)
     for line in sys.stdin:
         method, *args = json.loads(line)
-        print(json.dumps(getattr(contestant, method)(*args)), flush=True)
+        print(json.dumps(getattr(implementation, method)(*args)), flush=True)
 
 
-class Contestant:
-    """A handle to a contestant's process."""
+class Implementation:
+    """A handle to an implementation's process."""
 
     def __init__(self, kind, options):
         self.process = subprocess.Popen([sys.executable, "-m", "tools.bench", "work", kind, json.dumps(options)],
@@ -282,7 +280,7 @@ class Contestant:
         print(json.dumps(call), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise RunError(f"a contestant ended while asked for {call[0]}")
+            raise RunError(f"an implementation ended while asked for {call[0]}")
         return json.loads(answer)
 
     def __enter__(self):
@@ -294,7 +292,7 @@ class Contestant:
 
 
 def clean_environment():
-    """Without the allocator settings of the Makefile: a contestant chooses its own."""
+    """Without the allocator settings of the Makefile: an implementation chooses its own."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
 
 
@@ -302,17 +300,17 @@ def clean_environment():
 
 
 def speed():
-    """Seconds an image of every contestant, round by round, and of BN alone what a step and an epoch consist of."""
+    """Seconds an image of every implementation, round by round, and of BN alone what a step and an epoch consist of."""
     with contextlib.ExitStack() as stack:
-        crowd = {name: stack.enter_context(Contestant(*contestant)) for name, contestant in CONTESTANTS.items()}
-        seconds = {name: {"train": [], "evaluate": []} for name in CONTESTANTS}
+        processes = {name: stack.enter_context(Implementation(*how)) for name, how in IMPLEMENTATIONS.items()}
+        seconds = {name: {"train": [], "evaluate": []} for name in IMPLEMENTATIONS}
         details = {"parts": [], "multiply_adds_a_second": [], "checkpoint": []}
         profile = {"convolutions": []}  # in a process apart, since a profiler leaves its traces
-        crowd |= {name: stack.enter_context(Contestant(*OURS["bn"])) for name in ("details", "profile")}
+        processes |= {name: stack.enter_context(Implementation(*OURS["bn"])) for name in ("details", "profile")}
         for turn in range(ROUNDS + 1):  # the first is for warming up
-            for name, contestant in crowd.items():
+            for name, process in processes.items():
                 for method, values in (seconds | {"details": details, "profile": profile})[name].items():
-                    value = contestant(method)
+                    value = process(method)
                     values += [value] if turn else []
             print(f"round {turn} of {ROUNDS}" if turn else "warmed up", flush=True)
     details["start_up"] = [start_up() for _ in range(ROUNDS)]
@@ -332,8 +330,9 @@ def start_up():
     """Seconds from the command to the end of the first training step."""
     code = """if True:
         import bn, common, sys
-        def first_step(model, average, recipe, train_set, *rest):
-            train_epoch(model, average, recipe, [data[:recipe.batch_size] for data in train_set], *rest)
+        def first_step(training, epoch):
+            training.train_set = [data[:training.recipe.batch_size] for data in training.train_set]
+            train_epoch(training, epoch)
             sys.exit()
         train_epoch, common.train_epoch = common.train_epoch, first_step
         common.main(bn.RECIPE, ["--no-test", "--fresh", "--patience", "999"])"""
@@ -350,7 +349,7 @@ def train_ours(epochs, seed=0):
     seconds = time.perf_counter() - start
     script = script_of("bn")
     run = common.run_name(dataclasses.replace(script, epochs=epochs), script, seed=seed, test=False)
-    reached = common.read_run(common.RESULTS / run)[0]["val_accuracy"]
+    reached = runs.read(common.RESULTS / run).metrics["val_accuracy"]
     shutil.rmtree(common.RESULTS / run)
     return seconds, reached
 
@@ -360,8 +359,8 @@ def accuracy():
     ours, usual = [], []
     for seed in SEEDS:
         ours.append(train_ours(SHORT, seed)[1])
-        with Contestant("usual", {"workers": 0, "seed": seed, "by_recipe": True}) as contestant:
-            usual.append(contestant("learn_by_recipe", SHORT)[-1][1])
+        with Implementation("usual", {"workers": 0, "seed": seed, "by_recipe": True}) as process:
+            usual.append(process("learn_by_recipe", SHORT)[-1][1])
     return {"epochs": SHORT, "seeds": SEEDS, "ours": ours, "usual": usual}
 
 
@@ -371,9 +370,9 @@ def race():
         seconds, reached = train_ours(epochs)
         if reached >= TARGET:
             break
-    with Contestant("usual", {"workers": 0}) as contestant:
+    with Implementation("usual", {"workers": 0}) as process:
         start = time.perf_counter()
-        epochs_of_usual = contestant("learn_by_steps", USUAL_EPOCHS)
+        epochs_of_usual = process("learn_by_steps", USUAL_EPOCHS)
         whole = time.perf_counter() - start
     return {"target": TARGET, "ours": [epochs, seconds, reached], "usual": epochs_of_usual, "usual_seconds": whole}
 
@@ -382,49 +381,51 @@ def race():
 
 
 def ratio(slow, fast):
-    """Of two contestants that took turns: the median of the ratios round by round."""
-    return statistics.median(a / b for a, b in zip(slow, fast))
-
-
-def table(head, rows):
-    return "\n".join(markdown([head, ["---"] + ["---:"] * (len(head) - 1), *rows])) + "\n"
+    """Of two implementations that took turns: the median of the ratios round by round."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def speed_report(saved):
-    seconds, details, rows = saved["seconds"], saved["details"], []
+    yield from images_a_second(saved["seconds"], saved["train_images"])
+    yield from where_time_goes(saved, **saved["details"])
+
+
+def images_a_second(seconds, train_images):
+    rows = []
     for name in [*OURS, *USUAL]:
         train, evaluate = (statistics.median(seconds[name][method]) for method in ("train", "evaluate"))
-        rows.append([name, f"{1 / train:,.0f}", f"{1 / evaluate:,.0f}", f"{train * saved['train_images']:.1f}"])
+        rows.append([name, f"{1 / train:,.0f}", f"{1 / evaluate:,.0f}", f"{train * train_images:.1f}"])
     yield "## Images a second\n"
-    yield table(["", "training", "evaluation", f"seconds for {TRAINING:,} training images"], rows)
+    yield markdown(["", "training", "evaluation", f"seconds for {TRAINING:,} training images"], rows, "---:")
     ratios = [{name: ratio(seconds[name][method], seconds["gn" if name.startswith("gn") else "bn"][method])
                for name in [*USUAL, *WITHOUT]} for method in ("train", "evaluate")]
     train, evaluate = (min(part[name] for name in USUAL) for part in ratios)
     yield (f"`bn` trains {train:.2f}x and evaluates {evaluate:.2f}x as fast as the better of the usual ways "
            f"(medians of the ratios in each of {len(seconds['bn']['train'])} rounds).\n")
     yield "## What each speed-up is worth\n"
-    yield table(["", "training", "evaluation"],
-                [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in WITHOUT])
+    yield markdown(["", "training", "evaluation"],
+                   [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in WITHOUT], "---:")
 
+
+def where_time_goes(saved, parts, multiply_adds_a_second, convolutions, checkpoint, start_up):
     size, steps = saved["batch_size"], saved["train_images"] // saved["batch_size"]
-    step = statistics.median(seconds["bn"]["train"]) * size
-    parts = {name: statistics.median(part[name] for part in details["parts"]) for name in details["parts"][0]}
+    rate, convolutions, checkpoint, start_up = map(
+        statistics.median, (multiply_adds_a_second, convolutions, checkpoint, start_up))
+    step, evaluation = (statistics.median(saved["seconds"]["bn"][method]) * images
+                        for method, images in (("train", size), ("evaluate", VALIDATION)))
+    parts = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
     whole = sum(parts.values())
     yield "## Where the time of BN goes\n"
-    yield table(["part of a step", "ms", "share"],
-                [[name, f"{1e3 * value:.1f}", f"{value / whole:.1%}"] for name, value in parts.items()])
+    yield markdown(["part of a step", "ms", "share"],
+                   [[name, f"{1e3 * value:.1f}", f"{value / whole:.1%}"] for name, value in parts.items()], "---:")
     others = 1 - (parts["forward"] + parts["backward"]) / whole
-    evaluation = statistics.median(seconds["bn"]["evaluate"]) * VALIDATION
-    checkpoint = statistics.median(details["checkpoint"])
     epoch = steps * step + evaluation + checkpoint
-    rate, convolutions = (statistics.median(details[name]) for name in ("multiply_adds_a_second", "convolutions"))
     floor = saved["multiply_adds"] * size * steps / rate
     yield (f"All but forward and backward take {others:.1%} of a step. (Those that were timed part by part took "
            f"{1e3 * whole:.1f} ms; undisturbed ones, which also keep account of loss and accuracy, "
            f"{1e3 * step:.1f} ms.) An epoch takes {epoch:.1f} s: {steps} steps "
            f"{steps * step:.1f} s, evaluation of {VALIDATION:,} validation images {evaluation:.2f} s, the checkpoint "
-           f"{checkpoint:.3f} s. From the command to the end of the first step: "
-           f"{statistics.median(details['start_up']):.1f} s.\n")
+           f"{checkpoint:.3f} s. From the command to the end of the first step: {start_up:.1f} s.\n")
     yield (f"The floor: the convolutions of a training step need {saved['multiply_adds'] / 1e6:.1f} M multiply-adds an "
            f"image, forward and backward; a product of two {MATRIX}x{MATRIX} float32 matrices ran at "
            f"{2 * rate / 1e9:.0f} GFLOP/s, at which an epoch's convolutions take {floor:.1f} s. An epoch takes "
@@ -433,15 +434,14 @@ def speed_report(saved):
 
 
 def accuracy_report(saved):
+    ours, usual = saved["ours"], saved["usual"]
+    rows = [[str(seed), f"{our:.2%}", f"{other:.2%}"]
+            for seed, our, other in zip(saved["seeds"], ours, usual, strict=True)]
+    last = ["mean ± standard deviation", *(mean_and_sd(values, "{:.2%}") for values in (ours, usual))]
     yield "## What speed costs in accuracy\n"
-    rows = [[str(seed), f"{ours:.2%}", f"{usual:.2%}"]
-            for seed, ours, usual in zip(saved["seeds"], saved["ours"], saved["usual"])]
-    means, spreads = ([measure(saved[side]) for side in ("ours", "usual")]
-                      for measure in (statistics.mean, statistics.stdev))
-    last = ["mean ± standard deviation", *(f"{mean:.2%} ± {spread:.2%}" for mean, spread in zip(means, spreads))]
-    yield table(["seed", "all of it", "none of it"], [*rows, last])
-    difference = means[0] - means[1]
-    verdict = "more" if abs(difference) > 2 * max(spreads) else "no more"
+    yield markdown(["seed", "all of it", "none of it"], [*rows, last], "---:")
+    difference = statistics.mean(ours) - statistics.mean(usual)
+    verdict = "more" if beyond_noise(ours, usual) else "no more"
     yield (f"Validation accuracy of BN's recipe after a training of {saved['epochs']} epochs, with all that makes it "
            "fast, and written the usual way with none of it (same augmentation, optimizer and schedule): a difference "
            f"of {100 * difference:+.2f} points, {verdict} than twice the standard deviation over seeds.\n")
@@ -479,11 +479,9 @@ def numbers():
     return common.RESULTS / "bench.json"
 
 
-def pages():
-    """{bench.md: its text}, from the saved numbers; empty if there are none."""
-    if not numbers().exists():
-        return {}
-    return {common.RESULTS / "bench.md": page(json.loads(numbers().read_text()))}
+def saved_page():
+    """The text of results/bench.md from the saved numbers; None if there are none."""
+    return page(json.loads(numbers().read_text())) if numbers().exists() else None
 
 
 def main():
@@ -496,11 +494,10 @@ def main():
         saved = measure()
         results = json.loads(numbers().read_text()) if numbers().exists() else {}
         results[measurement] = saved | {"machine": (
-            f"{storage.cpu_model()}, {torch.get_num_threads()} threads, "
-            f"{common.precision(torch.device('cpu'))}, torch {torch.__version__}")}
+            f"{machine.cpu_model()}, {torch.get_num_threads()} threads, "
+            f"{machine.precision(torch.device('cpu'))}, torch {torch.__version__}")}
         write_file(numbers(), (json.dumps(results, indent=1) + "\n").encode())
-        for path, text in pages().items():
-            write_file(path, text.encode())
+        write_file(common.RESULTS / "bench.md", saved_page().encode())
     except (RunError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"bench: {error}")
     print(page({measurement: results[measurement]}))

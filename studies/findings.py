@@ -1,0 +1,34 @@
+"""All studies in the order of the pages, and what they found. For tools/report.py, which publishes it."""
+
+from studies import batch_size, confusions, corruptions, dropout, groups, learning_rate, norms
+from studies.study import draw, picture_file
+
+STUDIES = [module.STUDY for module in (norms, dropout, groups, batch_size, learning_rate, corruptions, confusions)]
+
+
+def complete():
+    """(study, what it found) of each study that is complete."""
+    pairs = [(study, study.found()) for study in STUDIES]
+    return [(study, found) for study, found in pairs if found]
+
+
+def draw_all():
+    """The pictures of all studies that are complete."""
+    for study in STUDIES:
+        draw(study)
+
+
+def findings(told):
+    """The list in README.md, from what complete() gave: a line each."""
+    return "".join(f"{' '.join(f'- {study.question} {study.finding(found)}'.split()).rstrip('.')}.\n"
+                   for study, found in told)
+
+
+def sections(told):
+    """The part of results/README.md about the studies, from what complete() gave."""
+    parts = []
+    for study, found in told:
+        finding, setting = (text.replace("\n", " ") for text in (study.finding(found), study.setting))
+        parts.append(f"## {study.question}\n\n{study.expectation}\n\n![{finding}]({picture_file(study).name})\n\n"
+                     f"{finding} ({setting}; `make study-{study.name}`).\n\n{study.table(found)}")
+    return parts

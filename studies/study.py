@@ -1,0 +1,191 @@
+"""What the studies share: short trainings that are done once, and how what they found is compared and drawn.
+
+A training that is finished, or has diverged, is not trained again unless its script's recipe has changed; one that was
+interrupted goes on. Of each, a line of numbers is kept in results/studies/<study>.jsonl.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+
+import common
+from studies.variants import script_of
+from support import machine, pictures, runs, storage
+from support.runs import beyond_noise, markdown, mean_and_sd
+from support.storage import RunError
+
+SEEDS = (0, 1, 2)
+NO_NORM = "none"
+LINES = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
+CHANCE = 1 / len(common.CLASSES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A question, and how it is answered. What was found comes from trainings, from a measurement of the published
+    networks, or from the published numbers themselves; one of the last three fields tells."""
+
+    name: str  # of the module, its picture and its numbers
+    docstring: str  # of the module: the question, and below it what theory expects
+    setting: str  # what the runs have in common
+    finding: Callable  # what was found -> a sentence
+    table: Callable  # what was found -> Markdown with the numbers behind that
+    draw: Callable  # what was found -> the picture
+    title: str | None = None  # of the picture; None: the finding and the setting
+    trainings: dict = dataclasses.field(default_factory=dict)  # (line, x, seed) -> (variant, flags)
+    measure: Callable | None = None  # () -> numbers to save
+    read: Callable | None = None  # () -> what was found, or None if something is missing
+
+    @property
+    def question(self):
+        return self.docstring.partition("\n")[0]
+
+    @property
+    def expectation(self):
+        """What theory expects, a line for each paragraph."""
+        paragraphs = self.docstring.strip().split("\n\n")[1:]
+        return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+    def found(self):
+        """From the saved files: {(line, x): metrics of each seed}, or numbers; None if something is missing."""
+        if self.read:
+            return self.read()
+        if self.measure:
+            return json.loads(storage.read_signed(numbers_file(self.name, "json")) or "null")
+        return pooled(self.name, self.trainings)
+
+
+def numbers_file(name, ending="jsonl"):
+    return common.RESULTS / runs.STUDIES / f"{name}.{ending}"
+
+
+def picture_file(study):
+    return common.RESULTS / f"{study.name}.png"
+
+
+# --- Trainings ---
+
+
+def plan(variant, flags):
+    """The name and the recipe of a training."""
+    script = script_of(variant)
+    recipe, options = common.parse_args(script, shlex.split(flags))
+    return common.run_name(recipe, script, options.limit, options.seed, options.test), recipe
+
+
+def finished(saved, variant, flags):
+    """The metrics of a training; None if it is missing, or by a recipe that is no longer its script's."""
+    name, recipe = plan(variant, flags)
+    return saved[name] if name in saved and saved[name]["recipe"] == recipe.values() else None
+
+
+def pooled(name, trainings):
+    """The metrics of all trainings of a study, {(line, x): a list over the seeds}; None if one is missing."""
+    saved, found = runs.read_lines(numbers_file(name)), {}
+    for (line, x, _), training in trainings.items():
+        metrics = finished(saved, *training)
+        if not metrics:
+            return None
+        found.setdefault((line, x), []).append(metrics)
+    return found
+
+
+def train_missing(name, trainings):
+    """Train what results/studies/<name>.jsonl lacks. Raises RunError if interrupted, or if a training ends without a
+    result; to diverge is one."""
+    machine.interrupt_on_sigterm()  # else a kill would leave the training at work
+    path, waiting = numbers_file(name), common.RESULTS / runs.STUDIES / ".running" / name
+    runs.collect(waiting, path)
+    for variant, flags in trainings.values():
+        if not finished(runs.read_lines(path), variant, flags):
+            command = [f"{variant}.py", *shlex.split(flags), "--numbers-only", "--results", waiting]
+            try:
+                done = subprocess.run([sys.executable, *command], cwd=common.ROOT, check=False)
+            except KeyboardInterrupt:  # by which subprocess.run has ended the training
+                raise RunError("interrupted; the same command goes on from there") from None
+            runs.collect(waiting, path)
+            if not finished(runs.read_lines(path), variant, flags):
+                raise RunError(f"{variant}.py {flags} ended with status {done.returncode}")
+
+
+# --- Numbers ---
+
+
+def accuracies(group, part="val"):
+    """Of each run, in per cent; chance for one that diverged."""
+    return [100 * (CHANCE if metrics["diverged"] else metrics[f"{part}_accuracy"]) for metrics in group]
+
+
+def table(found, measure, corner, labels, than):
+    """Markdown with a row for each line, and a column for each x of `labels`, {x: its label}; bold is what differs
+    beyond the noise from the same line at x = `than`."""
+    rows = []
+    for line in dict.fromkeys(line for line, _ in found):
+        values = {x: measure(found[line, x]) for x in labels}
+        rows.append([LINES[line], *(emphasized(mean_and_sd(values[x]), beyond_noise(values[x], values[than]))
+                                    for x in labels)])
+    return markdown([corner, *labels.values()], rows, "---:")
+
+
+VALIDATION = ("multiply-adds, M", "validation accuracy, %", "validation loss")
+
+
+def validation_cells(group):
+    """What VALIDATION names, of runs of equal recipe, as text."""
+    return [f"{group[0]['multiply_adds'] / 1e6:.1f}", runs.percent([metrics["val_accuracy"] for metrics in group]),
+            mean_and_sd([metrics["val_loss"] for metrics in group], "{:.3f}")]
+
+
+def emphasized(text, really):
+    return f"**{text}**" if really else text
+
+
+# --- Pictures ---
+
+
+def draw_line(axes, line, xs, values, **style):
+    pictures.draw_means(axes, xs, values, pictures.COLOURS.get(line, pictures.GREY), label=LINES[line], **style)
+
+
+def draw_lines(axes, found, measure):
+    """A line for each one of `found`; diverged runs are marked by a cross."""
+    for line in dict.fromkeys(line for line, _ in found):
+        xs = [x for other, x in found if other == line]
+        draw_line(axes, line, xs, [measure(found[line, x]) for x in xs], marker="o", markersize=3)
+        lost = [(x, *measure([metrics])) for x in xs for metrics in found[line, x] if metrics["diverged"]]
+        axes.plot([x for x, _ in lost], [y for _, y in lost], "x", markersize=8,
+                  color=pictures.COLOURS.get(line, pictures.GREY))
+    axes.grid(alpha=0.3)
+
+
+# --- Command line ---
+
+
+def draw(study):
+    """Draw a study into results/<name>.png if it is complete; the finding, or None."""
+    found = study.found()
+    if not found:
+        return None
+    finding = study.finding(found)
+    title = study.title or f"{finding}\n{study.setting}"
+    pictures.save_picture(study.draw(found), title, picture_file(study))
+    return finding
+
+
+def main(study, argv=None):
+    """Train or measure what a study lacks, draw its picture, and print its finding."""
+    parser = argparse.ArgumentParser(prog=f"python -m studies.{study.name}", description=study.question)
+    parser.parse_args(argv)
+    try:
+        if study.measure:
+            path = numbers_file(study.name, "json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_signed(path, (json.dumps(study.measure(), indent=1) + "\n").encode())
+        train_missing(study.name, study.trainings)
+        print(draw(study) or "there is nothing to draw yet: type `make all`")
+    except (RunError, OSError) as error:
+        sys.exit(f"{study.name}: {error}")

@@ -1,0 +1,291 @@
+"""Proofs of studies/: what is trained, what is not trained again, what is said of the numbers."""
+
+import json
+import shutil
+import statistics
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import bn
+import common
+from studies import (
+    ablation,
+    batch_size,
+    confusions,
+    corruptions,
+    dropout,
+    findings,
+    groups,
+    learning_rate,
+    norms,
+    study,
+    tried,
+)
+from studies.variants import script_of
+from support import pictures, runs, storage
+from support.storage import RunError
+from tests.world import SCRIPTS, metrics_of, run
+from tools import report
+
+# --- Trainings ---
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The commands of the trainings, which run in this process instead."""
+    commands = []
+
+    def train(command, **options):
+        commands.append(command[1:])
+        return SimpleNamespace(returncode=run(script_of(command[1][:2]), *map(str, command[2:])))
+
+    monkeypatch.setattr(study.subprocess, "run", train)
+    return commands
+
+
+@pytest.fixture
+def small_ablation(trainings, monkeypatch):
+    """An ablation of short runs, and the list of commands."""
+    monkeypatch.setattr(ablation, "FLAGS", "--epochs 1 --no-test")
+    monkeypatch.setattr(ablation, "CHANGES", {"bn": {"no flips": "--no-flip", "far too fast": "--aux-lr 1e30"}})
+    monkeypatch.setattr(tried, "TRIED", [("standing still", "still", "still")])
+    return trainings
+
+
+def lines_of(name):
+    return runs.read_lines(study.numbers_file(name))
+
+
+def forget(name, run):
+    """Take a run out of a study's lines."""
+    lines = [line for name, line in lines_of(name).items() if name != run]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    storage.write_signed(study.numbers_file(name), text.encode())
+
+
+def test_the_ablation_trains_what_is_missing_and_tells_it_on_its_page(world, small_ablation):
+    ablation.main()
+    assert len(small_ablation) == 5
+    lines = lines_of("ablation")
+    seeds = [lines[f"bn-epochs=1{seed}-no-test"] for seed in ("", "-seed=1", "-seed=2")]
+    storage.write_signed(study.numbers_file("tried"), json.dumps({"name": "still", **seeds[0]}).encode())
+    page = ablation.page()
+    (accuracy, deviation), (loss, loss_deviation) = (
+        [scale * f(m[key] for m in seeds) for f in (statistics.mean, statistics.stdev)]
+        for key, scale in (("val_accuracy", 100), ("val_loss", 1)))
+    assert (f"| the recipe of bn.py | 9.2 | {accuracy:.2f} ± {deviation:.2f} | {loss:.3f} ± {loss_deviation:.3f} |  |"
+            in page)
+    changed = lines["bn-epochs=1-flip=False-no-test"]
+    reached, changed_loss = 100 * changed["val_accuracy"], changed["val_loss"]
+    assert f"| no flips | 9.2 | {reached:.2f} | {changed_loss:.3f} | {reached - accuracy:+.2f} |" in page
+    assert "| far too fast | 9.2 | – | – | diverged |" in page
+    first = f"{100 * seeds[0]['val_accuracy']:.2f} | {seeds[0]['val_loss']:.3f} |"
+    assert f"| standing still | 1 | 9.2 | {first} {first}" in page
+    forget("ablation", "bn-epochs=1-seed=1-no-test")
+    assert ablation.page() is None
+    ablation.main()
+    assert len(small_ablation) == 6 and ablation.page() == page
+
+
+def test_trainings_leave_one_signed_file(world, small_ablation):
+    ablation.main()
+    folder = world.results / "studies"
+    assert sorted(path.name for path in folder.iterdir()) == [".running", "SHA256SUMS", "ablation.jsonl"]
+    assert storage.signed_files(folder) == ["ablation.jsonl"]
+    assert not list(folder.glob(".running/*/*/metrics.json"))
+    for line in lines_of("ablation").values():
+        assert set(line) == {*runs.METRICS, "history"} and set(line["history"]) == set(runs.HISTORY)
+        assert len(line["history"]["epoch"]) == (0 if line["diverged"] else line["epochs"])
+
+
+def test_an_ablation_of_another_recipe_is_not_taken_for_this_ones(world, small_ablation, monkeypatch):
+    ablation.main()
+    monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, crop=3))
+    assert ablation.page() is None
+    ablation.main()
+    assert len(small_ablation) == 10 and len(lines_of("ablation")) == 5
+    assert all(line["recipe"]["crop"] == 3 for line in lines_of("ablation").values())
+
+
+def test_an_ablation_stops_at_a_run_that_cannot_be_trained(world, small_ablation):
+    shutil.rmtree(world.data)
+    world.data.write_text("a file in the folder's place")
+    with pytest.raises(SystemExit) as stop:
+        ablation.main()
+    assert "ended with status 1" in str(stop.value.code) and len(small_ablation) == 1
+
+
+def test_an_interrupted_study_ends_its_training_and_says_how_to_go_on(world, monkeypatch):
+    monkeypatch.setattr(common, "ROOT", world.folder)
+    (world.folder / "bn.py").write_text(
+        "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60); open('late', 'w')")
+    start = time.monotonic()
+    with pytest.raises(SystemExit, match=r"^learning_rate: interrupted; the same command goes on from there$"):
+        study.main(learning_rate.STUDY, [])
+    assert time.monotonic() - start < 30 and not (world.folder / "late").exists()
+
+
+def test_a_run_that_finished_before_a_kill_is_not_trained_again(world, trainings, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "collect", lambda *args: None)  # a kill comes before
+        with pytest.raises(RunError, match="ended with status 0"):
+            study.train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
+    study.train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
+    assert len(trainings) == 1 and list(lines_of("some")) == ["bn-epochs=1-no-test"]
+
+
+def test_every_run_of_a_study_can_be_parsed_and_has_a_name_of_its_own():
+    for one in findings.STUDIES:
+        names = {study.plan(*training)[0] for training in one.trainings.values()}
+        assert len(names) == len(one.trainings)
+        assert bool(one.measure or one.read) != ({seed for *_, seed in one.trainings} >= {0, 1})
+
+
+def test_a_study_is_named_as_its_module_and_its_make_target():
+    for module in (norms, dropout, groups, batch_size, learning_rate, corruptions, confusions):
+        assert module.__name__ == f"studies.{module.STUDY.name}" and module.STUDY in findings.STUDIES
+        assert module.STUDY.question.endswith("?") and len(module.STUDY.expectation) > 100
+    assert len(findings.STUDIES) == 7
+
+
+def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, trainings, monkeypatch):
+    plan = {(line, rate, seed): (line, f"--epochs 1 --no-test --aux-lr {rate:g} --seed {seed}")
+            for line in ("bn", "gn") for rate in (0.3, 1e38) for seed in (0, 1)}
+    small = study.Study(
+        "small", "How?\n\nWell, one\nhopes.", "quickly", lambda found: "so",
+        lambda found: "".join(f"{line} {x:g} {len(group)}\n" for (line, x), group in found.items()),
+        lambda found: pictures.empty(9, 3), trainings=plan)
+    monkeypatch.setattr(findings, "STUDIES", [small, confusions.STUDY])
+    study.main(small, [])
+    report.main(["pages"])
+    assert len(trainings) == 8
+    page, readme = (copied.results / "README.md").read_text(), (copied.folder / "README.md").read_text()
+    assert "## How?\n\nWell, one hopes.\n\n![so](small.png)" in page and "gn 1e+38 2" in page
+    assert (copied.results / "small.png").exists()
+    assert "- How? so.\n" in readme and "- Which classes are easy, which hard? \"Best at" in readme
+    study.main(small, [])
+    assert len(trainings) == 8
+    report.main(["check"])
+
+
+# --- Findings ---
+
+
+def fabricated(accuracy, spread=0.5, diverged=False):
+    """Metrics of three runs around an accuracy in per cent."""
+    return [{"diverged": diverged, "val_accuracy": None if diverged else (accuracy + shift) / 100,
+             "train_accuracy": None if diverged else (accuracy + 10 + shift) / 100} for shift in (-spread, 0, spread)]
+
+
+def test_a_difference_is_stated_only_beyond_twice_the_spread():
+    found = {(line, p): fabricated(70 + (2 if line == "gn" and p == 0.2 else 0.5) * (p > 0))
+             for line in SCRIPTS for p in dropout.SHARES}
+    assert dropout.finding(found) == (
+        "\"Dropout makes a significant difference to overfitting\" is not borne out here;\n"
+        "it raises the validation accuracy of GN (at 0.2), and lowers that of no variant")
+    table = dropout.table(found)
+    assert "| group norm | 70.00 ± 0.50 | 70.50 ± 0.50 | **72.00 ± 0.50** | 70.50 ± 0.50 |" in table
+    assert table.count("**") == 2 and table.count("70.50 ± 0.50") == 8
+    assert "| layer norm | 10.00 ± 0.00 | 10.00 ± 0.00 | 10.00 ± 0.00 | 10.00 ± 0.00 |" in table
+    assert len(dropout.draw(found).axes) == 2
+    narrow = [metrics | {"train_accuracy": metrics["val_accuracy"] + 0.02} for metrics in fabricated(65)]
+    finding = dropout.finding(found | {("bn", 0.05): narrow, ("bn", 0.2): narrow})
+    assert "holds for BN (at 0.05 and 0.2);" in finding and "lowers that of BN (at 0.05 and 0.2)" in finding
+
+
+def test_the_highest_stable_rate_is_the_last_before_runs_diverge_or_fail():
+    last = {"bn": 3.0, "gn": 1.0, "ln": 0.3, "none": 0.03}
+    found = {(line, rate): fabricated(60, diverged=rate > last[line])
+             for line in study.LINES for rate in learning_rate.RATES}
+    found["ln", 0.3] = fabricated(30)  # still there, but far from its best
+    finding = learning_rate.finding(found)
+    assert finding == "Highest stable rate: batch norm 3, group norm 1, layer norm 0.1, no norm 0.03"
+    rows = learning_rate.table(found).splitlines()
+    assert rows[5].startswith(f"| no norm |{' 60.00 ± 0.50 |' * 3} **60.00 ± 0.50** | 3 of 3 diverged |")
+    assert sum(row.count("**") for row in rows) == 2 * 4 and "0.8 times" in rows[-1]
+
+
+def test_the_family_of_groups_and_small_batches_are_told_with_their_noise():
+    family = {("gn", number): fabricated(70 + 2 * (number in (4, 8))) for number in groups.GROUPS}
+    others = {("bn", None): fabricated(75), ("none", None): fabricated(72)}
+    assert groups.finding(family | others) == (
+        "Best numbers of groups, within the noise: 4, 8 (72.00 ± 0.50 %); batch norm 75.00 ± 0.50 %; "
+        "no norm 72.00 ± 0.50 %")
+    assert ("| **70.00 ± 0.50** | **70.00 ± 0.50** | 72.00 ± 0.50 | 72.00 ± 0.50 | **70.00 ± 0.50** | "
+            "**75.00 ± 0.50** | 72.00 ± 0.50 |") in groups.table(family | others)
+    sizes = {(line, size): fabricated(60) for line in SCRIPTS for size in batch_size.SIZES}
+    sizes["bn", 2] = fabricated(0, diverged=True)
+    crosses = [line for line in batch_size.draw(sizes).axes[0].lines if line.get_marker() == "x"]
+    assert [point for line in crosses for point in zip(*line.get_data(), strict=True)] == [(2, 90)] * 3
+    sizes["bn", 2] = fabricated(55)
+    finding = batch_size.finding(sizes)
+    assert finding == "Batches of 2 instead of 128, in points of accuracy: BN -5.0, GN +0.0 (noise), LN +0.0 (noise)"
+    assert f"| batch norm | **55.00 ± 0.50** |{' 60.00 ± 0.50 |' * 7}" in batch_size.table(sizes)
+
+
+def test_altered_images_are_told_with_the_spread_over_seeds():
+    usual = {variant: [0.70, 0.71, 0.72] for variant in SCRIPTS}
+    found = {"as they are": [usual]} | {name: [usual] * 3 for name in corruptions.CORRUPTIONS}
+    found["blur"] = [usual, usual, usual | {"bn": [0.66, 0.67, 0.68], "ln": [0.69, 0.70, 0.71]}]
+    table = corruptions.table(found)
+    assert "| blur, 1.2 (deviation, pixels) | **67.00 ± 1.00** | 71.00 ± 1.00 | 70.00 ± 1.00 |" in table
+    assert "| noise, 0.1 (deviation) | 71.00 ± 1.00 | 71.00 ± 1.00 | 71.00 ± 1.00 |" in table
+    assert corruptions.finding(found) == (
+        "Mean accuracy at the strongest of each: GN 71.00 ± 1.00 %, LN 70.80 ± 1.00 %, BN 70.20 ± 1.00 %")
+
+
+def test_confusions_name_the_largest_and_whether_the_claim_holds():
+    counts = torch.eye(10, dtype=torch.int64) * 900
+    counts[3, 5], counts[5, 3], counts[2, 0] = 90, 80, 70
+    assert confusions.largest(counts) == ["cat taken for dog 90", "dog taken for cat 80", "bird taken for airplane 70"]
+    metrics = [{"most_accurate_class": "automobile", "least_accurate_class": worst}
+               for worst in ("cat", "cat", "bird")]
+    finding = "does not always hold: of 3 runs, the best class is automobile in 3; the worst is cat in 2 and bird in 1"
+    assert finding in confusions.finding({"runs": metrics})
+    assert "worst at cat\" holds: of 2 runs" in confusions.finding({"runs": metrics[:2]})
+    table = confusions.table({"counts": {"gn": counts}})
+    assert "| group norm | cat taken for dog 90 | dog taken for cat 80 | bird taken for airplane 70 |" in table
+
+
+# --- Measurements ---
+
+
+def test_the_coloured_cube_is_what_a_norm_sees():
+    layers = {"bn": nn.BatchNorm1d(6), "gn": nn.GroupNorm(3, 6), "ln": nn.GroupNorm(1, 6)}
+    for variant, layer in layers.items():
+        x = torch.randn(norms.CUBE, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        layer.train()(x)[0, 0, 0].backward()
+        assert torch.equal(x.grad != 0, norms.index_set(variant)), variant
+
+
+def test_the_norms_are_drawn_from_measured_numbers(copied):
+    study.main(norms.STUDY, [])
+    report.main(["pages"])
+    numbers = json.loads(study.numbers_file("norms", "json").read_text())
+    for variant in SCRIPTS:
+        assert all(sum(counts) == 30 * 16 * 16 for counts in numbers[variant]["after"]["counts"])
+    assert numbers["bn"]["after"]["means"] == pytest.approx([0] * 8, abs=0.01)
+    assert numbers["bn"]["after"]["deviations"] == pytest.approx([1] * 8, abs=0.01)
+    assert max(map(abs, numbers["ln"]["after"]["means"])) > 0.1  # what is equal is the mean over all channels
+    assert (copied.results / "norms.png").stat().st_size > 10_000
+    assert "(norms.png)" in (copied.results / "README.md").read_text()
+
+
+def test_the_study_of_corruptions_measures_every_variant_and_needs_no_training(copied):
+    with pytest.raises(SystemExit, match="weights of two seeds"):
+        study.main(corruptions.STUDY, [])
+    for variant in SCRIPTS:
+        assert run(script_of(variant), "--seed", "1") == 0
+    study.main(corruptions.STUDY, [])
+    accuracy = json.loads(study.numbers_file("corruptions", "json").read_text())
+    for variant in SCRIPTS:
+        seeds = [metrics_of(copied, name)["test_accuracy"] for name in (variant, f"{variant}-seed=1")]
+        assert accuracy["as they are"][0][variant] == seeds
+        assert all(len(strength[variant]) == 2 for name in corruptions.CORRUPTIONS for strength in accuracy[name])
+    report.main(["pages"])
+    assert "(corruptions.png)" in (copied.results / "README.md").read_text()

@@ -1,0 +1,287 @@
+"""Proofs of tools/ and of the Makefile: pages, check, benchmark, what is trained when."""
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import bn
+import common
+import gn
+import ln
+from studies import findings
+from support import machine, storage
+from tests.world import SCRIPTS, change_metrics, flip_bit, metrics_of, run, truncate
+from tools import bench, report
+
+# --- Pages ---
+
+
+def test_the_comparison_is_written_into_both_pages(trained):
+    text = (trained.folder / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    for variant in SCRIPTS:
+        assert f"| {variant} |" in text and f"({variant}/curves.png)" in (trained.results / "README.md").read_text()
+        assert f"**{100 * metrics_of(trained, variant)['test_accuracy']:.2f}**" in text
+    assert (trained.results / "comparison.png").stat().st_size > 10_000
+
+
+def test_a_readme_without_its_markers_is_left_as_it_is(copied):
+    readme = copied.folder / "README.md"
+    readme.write_text(readme.read_text().replace("<!-- end of findings -->", ""))
+    before = readme.read_text()
+    with pytest.raises(SystemExit, match="lacks the two markers of the block of findings"):
+        report.main(["plots"])
+    assert readme.read_text() == before
+
+
+def test_seeds_are_pooled_if_they_are_alike(copied, capsys):
+    for seed, accuracy in ((1, 0.9), (2, 0.8)):
+        assert run(bn.RECIPE, "--seed", str(seed), "--numbers-only") == 0
+        folder = copied.results / f"bn-seed={seed}"
+        assert {path.name for path in folder.iterdir()} == {"metrics.json", "history.csv", "SHA256SUMS"}
+        change_metrics(folder, test_accuracy=accuracy)
+    change_metrics(copied.results / "bn", test_accuracy=1.0)
+    report.main(["plots"])
+    text = (copied.folder / "README.md").read_text()
+    assert "| bn | 3 |" in text and text.count("**90.00 ± 10.00**") == 2 and "| gn | 1 |" in text
+    report.main(["check"])
+    assert capsys.readouterr().out.count("no weights") == 2
+    assert not list(copied.results.glob("bn-seed=*/*.png"))
+    for key, value in {"torch": "2.5.1", "device": "cuda", "recipe": {"epochs": 7}}.items():
+        change_metrics(copied.results / "bn-seed=2", **{key: value})
+        report.main(["plots"])
+        text = (copied.folder / "README.md").read_text()
+        assert "| bn | 2 |" in text and text.count("**95.00 ± 7.07**") == 2
+
+
+def test_plots_redraws_from_the_saved_files_alone(copied):
+    shutil.rmtree(copied.data)
+    for picture in copied.results.glob("**/*.png"):
+        picture.unlink()
+    before = {path: path.read_bytes() for path in copied.results.glob("*/*") if path.name != "SHA256SUMS"}
+    report.main(["plots"])
+    assert len(list(copied.results.glob("**/*.png"))) == 11
+    assert all(path.read_bytes() == data for path, data in before.items())
+    for variant in SCRIPTS:
+        storage.verify(copied.results / variant)
+
+
+# --- Check ---
+
+
+def test_check_passes_on_what_a_run_left(copied, capsys):
+    report.main(["check"])
+    assert capsys.readouterr().out.count("0 images differ") == 3
+
+
+def rewrite(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+def other_weights(world):
+    shutil.copy(world.results / "gn" / "model.pt", world.results / "ln" / "model.pt")
+    storage.sign(world.results / "ln")
+
+
+def other_recipe(world):
+    rewrite(world.results / "gn" / "metrics.json", lambda text: text.replace(b'"crop": 4', b'"crop": 3'))
+    storage.sign(world.results / "gn")
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda world: rewrite(world.results / "bn" / "metrics.json", flip_bit), "metrics.json"),
+    (lambda world: rewrite(world.results / "gn" / "model.pt", truncate), "model.pt"),
+    (lambda world: (world.results / "ln" / "history.csv").unlink(), "history.csv"),
+    (lambda world: rewrite(world.results / "ln" / "curves.png", flip_bit), "curves.png"),
+    (lambda world: rewrite(world.results / "ln" / "SHA256SUMS", truncate), "ln"),
+    (other_weights, "its weights do not reach that"),
+    (other_recipe, "another recipe"),
+    (lambda world: rewrite(world.folder / "README.md", lambda text: text.replace(b"| bn |", b"| BN |")), "make plots"),
+    (lambda world: rewrite(world.results / "README.md", lambda text: text + b"!"), "make plots"),
+    (lambda world: shutil.rmtree(world.results), "nothing to check"),
+])
+def test_check_fails_on_what_a_run_did_not_leave(copied, damage, words):
+    damage(copied)
+    with pytest.raises(SystemExit) as stop:
+        report.main(["check"])
+    assert words in str(stop.value.code)
+
+
+# --- Smaller commands ---
+
+
+def test_summary_prints_the_assignments_layers_and_the_budget(capsys):
+    report.main(["summary"])
+    text = capsys.readouterr().out
+    assert text.count("(c11)") == 3 and text.count("48,634 parameters, fewer than 50,000") == 3
+
+
+def test_show_prints_the_runs_that_flags_name(copied, capsys):
+    for script in (bn, gn, ln):
+        assert run(script.RECIPE, "--epochs", "1", "--no-test") == 0
+    capsys.readouterr()
+    readme = (copied.folder / "README.md").read_text()
+    report.main(["show", "--epochs", "1", "--no-test"])
+    text = capsys.readouterr().out
+    assert all(f"| {variant}-epochs=1-no-test |" in text for variant in SCRIPTS)
+    assert (copied.folder / "README.md").read_text() == readme
+
+
+# --- Benchmark ---
+
+
+def test_the_usual_way_and_ours_are_the_same_network_on_the_same_images(world, monkeypatch):
+    monkeypatch.setattr(common, "normalize", common.normalize)  # which an implementation may replace
+    monkeypatch.setattr(machine, "precision", lambda device: "float32")
+    for name, value in {"STEPS": 2, "WARMUP": 1, "EVALUATED": 30}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, batch_size=10))
+    world.results.mkdir()
+    usual, ours, without = bench.Usual(0), bench.Ours("bn"), bench.Ours("bn", "channels_last")
+    assert all(implementation.train() > 0 for implementation in (usual, ours, without))
+    assert next(without.model.parameters()).is_contiguous()
+    ours.model.load_state_dict(usual.model.state_dict())
+    assert usual.accuracy()[0] == pytest.approx(common.evaluate(ours.model, *ours.val_set)[1])
+    picture, target = usual.val_loader.dataset[7]
+    assert target == ours.val_set[1][7]
+    torch.testing.assert_close(picture, common.normalize(ours.val_set[0][7:8])[0])
+    assert set(ours.parts()) == {"augmentation", "forward", "backward", "optimizer"}
+    assert ours.checkpoint() > 0 and not list(world.results.glob(".bench*"))
+
+
+def test_the_floor_counts_every_convolution_three_times_but_the_images_gradient():
+    widths, sides = [3, *bn.RECIPE.widths, 10], [32, 32, 32, 16, 16, 16, 16, 8, 8, 8, 1]
+    areas = [9 if name.startswith("C") else 1 for name in common.LAYERS if name[0] in "Cc"]
+    macs = [a * b * area * side**2 for a, b, area, side in zip(widths, widths[1:], areas, sides, strict=False)]
+    assert bench.convolution_multiply_adds(bn.RECIPE) == pytest.approx(3 * sum(macs) - macs[0], abs=30)  # c11's bias
+
+
+def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
+    seconds = {name: {"train": [1e-3] * 3, "evaluate": [4e-4] * 3} for name in bench.IMPLEMENTATIONS}
+    seconds["bn"] = {"train": [4e-4, 5e-4, 1e-3], "evaluate": [1e-4] * 3}
+    details = {"multiply_adds_a_second": [7e10] * 3, "convolutions": [0.03],
+               "checkpoint": [0.1], "start_up": [5.0],
+               "parts": [{"augmentation": 0.001, "forward": 0.02, "backward": 0.0395, "optimizer": 0.0005}]}
+    speed = {"seconds": seconds, "details": details, "batch_size": 128, "train_images": 45_000,
+             "multiply_adds": 25_000_000, "machine": "an abacus"}
+    page = bench.page({"speed": speed})
+    assert "trains 2.00x and evaluates 4.00x" in page
+    assert "| bn without channels_last | 2.00x as long | 4.00x as long |" in page
+    assert "| forward | 20.0 | 32.8% |" in page and "but forward and backward take 2.5% of a step" in page
+    assert "takes 23.1 s: 351 steps 22.5 s, evaluation of 5,000 validation images 0.50 s, the check" in page
+    assert "140 GFLOP/s" in page and "convolutions take 16.0 s. An epoch takes 1.44x as long" in page
+    for ours, verdict in ([0.7, 0.72, 0.71], " no more than"), ([0.5, 0.52, 0.51], " more than"):
+        page = bench.page({"accuracy": {"epochs": 3, "seeds": [0, 1, 2], "ours": ours, "usual": [0.7, 0.71, 0.72],
+                                        "machine": "an abacus"}})
+        assert "| mean ± standard deviation |" in page and "71.00% ± 1.00% |" in page
+        assert f"{100 * (sum(ours) / 3 - 0.71):+.2f} points,{verdict} twice" in page
+    race = {"target": 0.8, "ours": [5, 100.0, 0.81], "usual": [[50, 0.7], [90, 0.805], [150, 0.79]],
+            "usual_seconds": 155.0, "machine": "an abacus"}
+    page = bench.page({"race": race})
+    assert "81.00% after 100 s" in page and "in epoch 2, after 90 s: 0.9x as long" in page
+    assert "80.50% in its best" in page
+
+
+# --- Makefile, with a Python that only notes what it is asked to run ---
+
+
+PAGES = "-m tools.report pages"
+TRAINING = ("common.py", "support/averaging.py", "support/images.py", "support/muon.py")
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    shutil.copy(common.ROOT / "Makefile", tmp_path)
+    (tmp_path / "support").mkdir()
+    for name in ("bn.py", "gn.py", "ln.py", "requirements.txt", *TRAINING):
+        (tmp_path / name).write_text("")
+    log = tmp_path / "log"
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/sh
+case "$1" in
+  -c) exit 0;;
+  *.py) test -e {tmp_path}/fail-$1 && exit 1
+    test "$2" = --seed && run=results/${{1%.py}}-seed=$3 || run=results/${{1%.py}}
+    mkdir -p $run; echo x > $run/SHA256SUMS;;
+esac
+echo "$@" >> {log}
+""")
+    python.chmod(0o755)
+
+    def make(*args):
+        log.write_text("")
+        command = ["make", *args, "VENV=no", f"PYTHON={python}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, log.read_text().splitlines(), done.stdout
+    return tmp_path, make
+
+
+@needs_make
+def test_make_all_trains_what_is_missing_or_older(checkout):
+    folder, make = checkout
+    assert make("all")[1] == ["bn.py", "gn.py", "ln.py", PAGES]
+    assert make("all")[1] == [PAGES]
+    later = time.time() + 10
+    os.utime(folder / "gn.py", (later, later))
+    assert make("all")[1] == ["gn.py", PAGES]
+    os.utime(folder / "gn.py", (0, 0))
+    shutil.rmtree(folder / "results" / "ln")
+    assert make("all")[1] == ["ln.py", PAGES]
+    for age, name in enumerate(TRAINING):
+        os.utime(folder / name, (later + age, later + age))
+        assert make("all")[1] == ["bn.py", "gn.py", "ln.py", PAGES]
+        os.utime(folder / name, (0, 0))
+
+
+@needs_make
+def test_make_seeds_trains_two_more_of_each(checkout):
+    _, make = checkout
+    seeds = [f"{variant}.py --seed {seed}" for seed in (1, 2) for variant in SCRIPTS]
+    assert make("bn")[1] == ["bn.py"]
+    assert make("seeds")[1] == ["gn.py", "ln.py", *seeds, PAGES]
+    assert make("seeds")[1] == make("all")[1] == [PAGES]
+
+
+@needs_make
+def test_make_all_goes_on_where_it_was_interrupted(checkout):
+    folder, make = checkout
+    (folder / "fail-gn.py").write_text("")
+    assert make("all")[:2] == (2, ["bn.py"])
+    (folder / "fail-gn.py").unlink()
+    assert make("all")[1] == ["gn.py", "ln.py", PAGES]
+
+
+@needs_make
+def test_make_bn_always_trains_and_counts_for_make_all_unless_it_had_flags(checkout):
+    _, make = checkout
+    assert make("bn")[1] == make("bn")[1] == ["bn.py"]
+    assert make("gn", "ARGS=--epochs 1")[1] == ["gn.py --epochs 1"]
+    assert make("all")[1] == ["gn.py", "ln.py", PAGES]
+    flags = "--epochs 1"
+    assert make("all", f"ARGS={flags}")[1] == [*(f"{v}.py {flags}" for v in SCRIPTS), f"-m tools.report show {flags}"]
+
+
+@needs_make
+def test_make_alone_lists_every_target(checkout):
+    _, make = checkout
+    status, ran, out = make()
+    assert status == 0 and ran == []
+    studies = [f"study-{study.name}" for study in findings.STUDIES]
+    commands = "bn gn ln all seeds test data summary plots check bench ablation torture clean".split()
+    for target in commands + studies:
+        assert sum(line.startswith(f"make {target} ") for line in out.splitlines()) == 1, target
+
+
+@needs_make
+def test_make_runs_a_study_and_then_writes_the_pages(checkout):
+    _, make = checkout
+    for study in findings.STUDIES:
+        assert make(f"study-{study.name}")[1] == [f"-m studies.{study.name}", PAGES]
+    assert make("ablation")[1] == ["-m studies.ablation", PAGES]
+    assert make("test")[1] == ["-m ruff check", "-m pytest -q test_common.py tests"]
