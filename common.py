@@ -216,7 +216,7 @@ class Training:
         self.optimizer, self.scheduler = build_optimizer(model, recipe, steps)
         self.parts = {"model": model, "average": self.average.module, "optimizer": self.optimizer,
                       "scheduler": self.scheduler}
-        self.draws = torch.Generator().manual_seed(seed)  # on the CPU: the same draws for every device
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws for every device
         self.device = train_set[0].device.type
         self.dropout = torch.cuda if self.device == "cuda" else torch  # whose random state dropout draws from
         self.history = []  # a row of history.csv for every epoch
@@ -224,13 +224,13 @@ class Training:
 
     def state_dict(self):
         return {name: part.state_dict() for name, part in self.parts.items()} | {
-            "draws": self.draws.get_state(), "dropout": self.dropout.get_rng_state(), "device": self.device,
-            "history": self.history, "best_weights": self.best_weights}
+            "generator": self.generator.get_state(), "dropout": self.dropout.get_rng_state(),
+            "device": self.device, "history": self.history, "best_weights": self.best_weights}
 
     def load_state_dict(self, state):
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        self.draws.set_state(state["draws"])
+        self.generator.set_state(state["generator"])
         if self.device == state["device"]:
             self.dropout.set_rng_state(state["dropout"])
         self.history, self.best_weights = state["history"], state["best_weights"]
@@ -288,8 +288,8 @@ def train_epoch(training, epoch):
     Returns the last step's learning rate, and the mean loss and accuracy of the steps. Raises Diverged."""
     model, recipe, (images, targets) = training.model, training.recipe, training.train_set
     device, size, steps = images.device, recipe.batch_size, len(images) // recipe.batch_size
-    order = torch.randperm(len(images), generator=training.draws).to(device)
-    draws = [draw.to(device) for draw in draw_augmentation(len(images), recipe, epoch, training.draws)]
+    order = torch.randperm(len(images), generator=training.generator).to(device)
+    draws = [draw.to(device) for draw in draw_augmentation(len(images), recipe, epoch, training.generator)]
     losses, correct, rates = torch.zeros(steps, device=device), torch.zeros(steps, device=device), []
     model.train()
     for step in tqdm(range(steps), desc=f"epoch {epoch:2d}/{recipe.epochs}", leave=False, disable=None):
@@ -333,8 +333,8 @@ def main(script, argv=None):
     recipe, options = parse_args(script, argv)
     run = run_name(recipe, script, options.limit, options.seed, options.test)
     machine.interrupt_on_sigterm()
-    machine.keep_freed_memory()
     try:
+        machine.keep_freed_memory()
         run_recipe(recipe, run, options)
     except (RunError, OSError) as error:
         print(f"{script.variant}.py: {error}", file=sys.stderr)
@@ -350,7 +350,7 @@ def parse_args(script, argv=None):
         prog=f"{script.variant}.py", allow_abbrev=False, usage="%(prog)s [flag ...], see %(prog)s --help",
         description=f"Train the network by the recipe of {script.variant}.py; flags override it for this run.")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    parser.add_argument("--device", type=machine.find_device, default="best", help="cpu, cuda or mps (default: best)")
     parser.add_argument("--limit", type=int, metavar="N", help="train on the first N training images only")
     parser.add_argument("--fresh", action="store_true", help="start over even if an interrupted run could go on")
     parser.add_argument("--no-test", dest="test", action="store_false", help="stop after validation")
@@ -363,23 +363,14 @@ def parse_args(script, argv=None):
     chosen = {key: value for key, value in vars(options).items() if hasattr(script, key)}
     recipe = dataclasses.replace(script, **chosen | {"norm": script.norm if options.norm != "none" else None})
     try:
-        check_args(recipe, options)
+        build_model(recipe)
+        if not 0 <= options.seed < 2**63:
+            raise RecipeError(f"seed can't be {options.seed}: 0 or more, below 2**63")
+        if options.limit is not None and options.limit < recipe.batch_size:
+            raise RecipeError(f"limit can't be {options.limit}: no less than batch_size, {recipe.batch_size}")
     except RecipeError as error:
         parser.error(str(error))
     return recipe, options
-
-
-def check_args(recipe, options):
-    """Find the device. Raises RecipeError for what can't be trained."""
-    build_model(recipe)
-    if not 0 <= options.seed < 2**63:
-        raise RecipeError(f"seed can't be {options.seed}: 0 or more, below 2**63")
-    if options.limit is not None and options.limit < recipe.batch_size:
-        raise RecipeError(f"limit can't be {options.limit}: no less than batch_size, {recipe.batch_size}")
-    try:
-        options.device = machine.find_device(options.device)
-    except RuntimeError as error:
-        raise RecipeError(str(error)) from None
 
 
 def run_name(recipe, script, limit=None, seed=0, test=True):
@@ -400,19 +391,15 @@ def run_recipe(recipe, run, options):
         return print(f"{run}: the interrupted run was complete; it is now in {place}")
     with storage.unfinished(place) as folder:
         train_set, val_set = load_sets(recipe, options)
-        metrics = metrics_before(recipe, run, options, len(train_set[0]))
+        metrics = initial_metrics(recipe, run, options, len(train_set[0]))
         torch.manual_seed(options.seed)
         model = build_model(recipe).to(options.device, memory_format=torch.channels_last)
         training = Training(model, recipe, train_set, options.seed)
-        train_or_go_on(training, val_set, folder, metrics, options)
-        metrics, tensors = evaluate_all(training, val_set, metrics, options)
+        train_or_resume(training, val_set, folder, metrics, options)
+        metrics, tensors = evaluate_run(training, val_set, metrics, options)
         save_run(training, metrics, tensors, folder, options)
-        before = runs.test_accuracy(place)
-        storage.put_in_place(folder)
-    print(f"{run}: kept epoch {metrics['best_epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; see {place}")
-    if options.test:
-        print(f"test accuracy {metrics['test_accuracy']:.2%}" + (
-            f"; the run before had {before:.2%} (kept in {place.parent / '.previous' / run})" if before else ""))
+        replaced = storage.put_in_place(folder)
+    announce(metrics, place, replaced)
 
 
 def load_sets(recipe, options):
@@ -425,10 +412,10 @@ def load_sets(recipe, options):
             for index in (train_index[: options.limit], val_index)]
 
 
-def metrics_before(recipe, run, options, train_images):
+def initial_metrics(recipe, run, options, train_images):
     """What metrics.json says of a run before it trains; what is only known later is None."""
     info = describe(recipe)
-    metrics = dict.fromkeys(runs.METRICS) | machine.computes_by(options.device) | {
+    metrics = dict.fromkeys(runs.METRICS) | machine.compute_settings(options.device) | {
         "variant": recipe.variant, "run": run, "recipe": recipe.values(), "parameters": info.total_params,
         "multiply_adds": info.total_mult_adds, "max_epochs": recipe.epochs, "stopped_early": False, "diverged": False,
         "train_images": train_images, "limit": options.limit, "seed": options.seed}
@@ -436,14 +423,14 @@ def metrics_before(recipe, run, options, train_images):
     return metrics
 
 
-def train_or_go_on(training, val_set, folder, metrics, options):
+def train_or_resume(training, val_set, folder, metrics, options):
     """Train from the checkpoint in the folder if there is a fitting one, else from the start.
 
     Raises Diverged, having saved the numbers of the run if it has flags: the results of a script itself stay."""
-    setting = {key: metrics[key] for key in ("recipe", "seed", "limit")}
-    setting |= {"format": FORMAT, "data": " ".join(cifar10.DIGESTS.values())}
-    here = machine.computes_by(options.device) | {"CPU": machine.cpu_model()}
-    checkpoint = storage.Checkpoint(folder / storage.CHECKPOINT, setting, here)
+    what = {key: metrics[key] for key in ("recipe", "seed", "limit")}
+    what |= {"format": FORMAT, "data": " ".join(cifar10.DIGESTS.values())}
+    where = machine.compute_settings(options.device) | {"CPU": machine.cpu_model()}
+    checkpoint = storage.Checkpoint(folder / storage.CHECKPOINT, what, where)
     state = None if options.fresh else checkpoint.load()
     if state:
         training.load_state_dict(state)
@@ -459,7 +446,7 @@ def train_or_go_on(training, val_set, folder, metrics, options):
         raise
 
 
-def evaluate_all(training, val_set, metrics, options):
+def evaluate_run(training, val_set, metrics, options):
     """The metrics of the chosen weights, and the tensors to save: "model", and "predictions" after a test."""
     start, history = time.perf_counter(), training.history
     training.model.load_state_dict(training.best_weights)
@@ -494,3 +481,13 @@ def save_run(training, metrics, tensors, folder, options):
     if not options.numbers_only:
         storage.write_file(folder / "summary.txt", f"{describe(training.recipe)}\n".encode())
         pictures.draw_run(folder)
+
+
+def announce(metrics, place, replaced):
+    """Print what a run reached, where it lies, and what the run reached that it replaced, if it did."""
+    print(f"{metrics['run']}: kept epoch {metrics['best_epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; "
+          f"see {place}")
+    if metrics["test_accuracy"] is not None:
+        before = runs.test_accuracy(replaced) if replaced else None
+        print(f"test accuracy {metrics['test_accuracy']:.2%}" + (
+            f"; the run before had {before:.2%} (kept in {replaced})" if before else ""))

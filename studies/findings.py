@@ -18,16 +18,16 @@ def draw_all():
         draw(study)
 
 
-def findings(told):
+def findings(studies):
     """The list in README.md, from what complete() gave: a line each."""
     return "".join(f"{' '.join(f'- {study.question} {study.finding(found)}'.split()).rstrip('.')}.\n"
-                   for study, found in told)
+                   for study, found in studies)
 
 
-def sections(told):
+def sections(studies):
     """The part of results/README.md about the studies, from what complete() gave."""
     parts = []
-    for study, found in told:
+    for study, found in studies:
         finding, setting = (text.replace("\n", " ") for text in (study.finding(found), study.setting))
         parts.append(f"## {study.question}\n\n{study.expectation}\n\n![{finding}]({picture_file(study).name})\n\n"
                      f"{finding} ({setting}; `make study-{study.name}`).\n\n{study.table(found)}")

@@ -27,8 +27,8 @@ def draw(found):
     draw_lines(axes, family, accuracies)
     for line in OTHERS:
         draw_line(axes, line, [0, len(GROUPS) - 1], 2 * [accuracies(found[line, None])], linestyle="--")
-    ends = {1: "1\n(layer norm)", "channels": "one per channel\n(instance norm)"}
-    axes.set_xticks(range(len(GROUPS)), [ends.get(groups, label) for groups, label in GROUPS.items()])
+    labels = {1: "1\n(layer norm)", "channels": "one per channel\n(instance norm)"}
+    axes.set_xticks(range(len(GROUPS)), [labels.get(groups, label) for groups, label in GROUPS.items()])
     axes.set(xlabel="groups of channels", ylabel="validation accuracy, %")
     axes.legend()
     return picture

@@ -1,6 +1,7 @@
 """What a training has to do with the machine: signals, memory, the processor, the device, what to compute in. For
 common.py, and for readers who ask why bfloat16 is used on one machine and float32 on another."""
 
+import argparse
 import contextlib
 import ctypes
 import functools
@@ -54,13 +55,15 @@ def cpu_has(instructions):
     return instructions in cpu().get("flags", "").split()
 
 
-def find_device(name=None):
-    """The torch.device of a name, or the best there is. Raises RuntimeError if there is none, in a sentence."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+def find_device(name):
+    """The torch.device of a name, or the "best" there is, as a type for argparse. Raises its ArgumentTypeError."""
+    if name == "best":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name or best).device  # fails where there is none
+        return torch.zeros(1, device=name).device  # fails where there is none
     except (RuntimeError, AssertionError) as error:
-        raise RuntimeError(f"no device {name or best!r} here: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise argparse.ArgumentTypeError(f"no device {name!r} here: {reason}") from None
 
 
 def precision(device):
@@ -79,7 +82,7 @@ def mixed_precision(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bfloat16")
 
 
-def computes_by(device):
+def compute_settings(device):
     """What the last bits of a training depend on, the processor aside: a dict of plain values."""
     return {"device": device.type, "precision": precision(device), "threads": torch.get_num_threads(),
             "torch": str(torch.__version__)}

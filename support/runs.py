@@ -1,4 +1,4 @@
-"""Saved runs: how their numbers are written, read, collected over trainings, pooled over seeds, and told in tables.
+"""Saved runs: how their numbers are written, read, collected over trainings, pooled over seeds, put into tables.
 For whoever reads results/ by a program.
 
 A run in a folder of its own has metrics.json, history.csv, and its tensors; of the short trainings of a study only the

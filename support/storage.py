@@ -108,13 +108,13 @@ class Checkpoint:
             if hashlib.sha256(data[32:]).digest() != data[:32]:
                 raise ValueError("wrong digest")
             saved = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
-            differ, reason = differences(saved["training"], self.training), "is of another training"
+            changes, reason = differences(saved["training"], self.training), "is of another training"
         except Exception as error:  # of whatever kind: the file is not whole, or not ours
-            differ, reason = str(error).splitlines()[:1], "is damaged"
-        if differ:
+            changes, reason = str(error).splitlines()[:1], "is damaged"
+        if changes:
             aside = self.path.parent.with_suffix(f".aside-{time.time_ns()}")
             os.replace(self.path, aside)
-            print(f"the checkpoint {self.path} {reason}: {'; '.join(differ)}. It is set aside as {aside}, and the "
+            print(f"the checkpoint {self.path} {reason}: {'; '.join(changes)}. It is set aside as {aside}, and the "
                   "training starts over", flush=True)
             return None
         for difference in differences(saved["machine"], self.machine):
@@ -197,16 +197,19 @@ def write_signed(path, data):
 
 
 def put_in_place(new):
-    """Sign a completed folder of results/.new, and rename it to its place."""
+    """Sign a completed folder of results/.new, and rename it to its place. Returns where the folder is now that it
+    replaced, or None."""
     sign(new)
     (new / CHECKPOINT).unlink(missing_ok=True)
     results = new.parent.parent
     final, previous = results / new.name, results / ".previous" / new.name
     previous.parent.mkdir(exist_ok=True)
-    if final.exists():
+    replaced = previous if final.exists() else None
+    if replaced:
         shutil.rmtree(previous, ignore_errors=True)
         os.replace(final, previous)
     os.replace(new, final)
+    return replaced
 
 
 def finish_interrupted(results):

@@ -92,6 +92,19 @@ def test_the_ablation_trains_what_is_missing_and_tells_it_on_its_page(world, sma
     assert len(small_ablation) == 6 and ablation.page() == page
 
 
+def test_the_page_of_the_ablation_is_published_and_checked(copied, small_ablation, monkeypatch, capsys):
+    ablation.main()
+    line = lines_of("ablation")["bn-epochs=1-no-test"]
+    storage.write_signed(study.numbers_file("tried"), json.dumps({"name": "still", **line}).encode())
+    report.main(["pages"])
+    assert (copied.results / "ablation.md").read_text() == ablation.page()
+    report.main(["check"])
+    assert "results/ablation.md: as results/ yields" in capsys.readouterr().out
+    monkeypatch.setattr(ablation, "FLAGS", "--epochs 2 --no-test")
+    with pytest.raises(SystemExit, match="no longer those of the scripts: type `make ablation`"):
+        report.main(["check"])
+
+
 def test_trainings_leave_one_signed_file(world, small_ablation):
     ablation.main()
     folder = world.results / "studies"
@@ -176,10 +189,10 @@ def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, train
 # --- Findings ---
 
 
-def fabricated(accuracy, spread=0.5, diverged=False):
+def fabricated(accuracy, sd=0.5, diverged=False):
     """Metrics of three runs around an accuracy in per cent."""
-    return [{"diverged": diverged, "val_accuracy": None if diverged else (accuracy + shift) / 100,
-             "train_accuracy": None if diverged else (accuracy + 10 + shift) / 100} for shift in (-spread, 0, spread)]
+    return [{"diverged": diverged, "val_accuracy": None if diverged else (accuracy + deviation) / 100,
+             "train_accuracy": None if diverged else (accuracy + 10 + deviation) / 100} for deviation in (-sd, 0, sd)]
 
 
 def test_a_difference_is_stated_only_beyond_twice_the_spread():

@@ -159,10 +159,10 @@ def kill(trainings, draw, folder, files):
     keys = sorted({job[1:3] for job in jobs})
     with ThreadPoolExecutor(2) as pool:
         whole = {key: pool.submit(killed_training, folder / f"{key}", *key, [], None, files) for key in keys}
-        ends = [pool.submit(job, folder / str(index), variant, seed, how, random.Random(draw.random()), files)
+        outcomes = [pool.submit(job, folder / str(index), variant, seed, how, random.Random(draw.random()), files)
                 for index, (job, variant, seed, how) in enumerate(jobs)]
         identical, kills, faults = 0, Counter(dict.fromkeys(phases, 0)), []
-        for (job, variant, seed, how), end in zip(jobs, ends, strict=True):
+        for (job, variant, seed, how), end in zip(jobs, outcomes, strict=True):
             first, left = end.result()
             same = left == whole[variant, seed].result()[1]
             identical += same

@@ -114,9 +114,9 @@ class Ours:
         training, recipe = self.training, self.training.recipe
         seconds = dict.fromkeys(("augmentation", "forward", "backward", "optimizer"), 0.0)
         for _ in range(STEPS):
-            chosen = torch.randint(len(self.train_set[0]), (self.batch_size,), generator=training.draws)
+            chosen = torch.randint(len(self.train_set[0]), (self.batch_size,), generator=training.generator)
             times = [time.perf_counter()]
-            draws = common.draw_augmentation(len(chosen), recipe, 1, training.draws)
+            draws = common.draw_augmentation(len(chosen), recipe, 1, training.generator)
             images = self.train_set[0].index_select(0, chosen)
             images = common.normalize(common.augment(images, *draws, recipe.cutout))
             times.append(time.perf_counter())

@@ -36,13 +36,13 @@ def table(groups):
         epochs = (f"diverged in {diverged[0]}" if diverged else
                   ", ".join(sorted({f"{m['epochs']} ({m['best_epoch']})" for m in group})))
         classes = class_accuracies(group)
-        ends = [pick(classes, key=classes.get) for pick in (max, min)] if classes else []
+        extremes = [pick(classes, key=classes.get) for pick in (max, min)] if classes else []
         rows.append([
             first["run"], str(len(group)), f"{first['parameters']:,}", epochs,
             percent(every["train_accuracy"]), percent(every["val_accuracy"]), f"**{percent(every['test_accuracy'])}**",
             *(mean_and_sd(every[f"{part}_loss"], "{:.3f}") for part in ("train", "val")),
             f"**{mean_and_sd(every['test_loss'], '{:.3f}')}**",
-            *([f"{name} {classes[name]:.1%}" for name in ends] or "––"),
+            *([f"{name} {classes[name]:.1%}" for name in extremes] or "––"),
             f"{statistics.mean(every['seconds']) / 60:.0f}" if None not in every["seconds"] else "–"])
     everything = [metrics for group in groups for metrics in group]
     images = sorted({f"{m['train_images']:,}" for m in everything})
@@ -90,9 +90,9 @@ def all_tables(groups):
 
 def pages(groups):
     """What results/ yields: path -> text. Raises RunError if README.md lacks a marker."""
-    told, results = findings.complete(), common.RESULTS
-    texts = {README: readme_with(README.read_text(encoding="utf-8"), all_tables(groups), findings.findings(told)),
-             results / "README.md": results_page(groups, findings.sections(told)),
+    studies, results = findings.complete(), common.RESULTS
+    texts = {README: readme_with(README.read_text(encoding="utf-8"), all_tables(groups), findings.findings(studies)),
+             results / "README.md": results_page(groups, findings.sections(studies)),
              results / "bench.md": bench.saved_page(), results / "ablation.md": ablation.page()}
     return {path: text for path, text in texts.items() if text}
 
@@ -168,9 +168,9 @@ def check_run(folder, test_set):
     if metrics["test_accuracy"] is None or not (folder / "model.pt").exists():
         return print(f"{folder.name}: files as signed; no weights, or not tested")
     loss, accuracy, _ = common.evaluate(load_model(folder), *test_set)
-    differ = round(abs(accuracy - metrics["test_accuracy"]) * len(test_set[0]))
-    print(f"{folder.name}: files as signed; test accuracy {accuracy:.2%}, loss {loss:.4f}; {differ} images differ")
-    if differ > 10 or not abs(loss - metrics["test_loss"]) <= 1e-3:
+    differing = round(abs(accuracy - metrics["test_accuracy"]) * len(test_set[0]))
+    print(f"{folder.name}: files as signed; test accuracy {accuracy:.2%}, loss {loss:.4f}; {differing} images differ")
+    if differing > 10 or not abs(loss - metrics["test_loss"]) <= 1e-3:
         raise RunError(f"{folder.name} published accuracy {metrics['test_accuracy']:.2%}, loss "
                        f"{metrics['test_loss']:.4f}: its weights do not reach that here")
 
