@@ -14,8 +14,8 @@ import torch
 import common
 from studies import study
 from studies.study import LINES, Study, draw_line, emphasized
-from studies.variants import SCRIPTS, load_model, published
-from support import pictures, storage
+from studies.variants import SCRIPTS, published_models
+from support import pictures
 from support.corruptions import add_gaussian_noise, blur, brighten, darken, reduce_contrast
 from support.runs import beyond_noise, markdown, percent
 from support.storage import RunError
@@ -31,14 +31,7 @@ CORRUPTIONS = {  # what is done to test images in [0, 1], how much of it, and in
 def measure():
     """Test accuracy of the published weights: corruption -> a list over its strengths of {variant: a list over the
     seeds}. Raises RunError without weights of two seeds."""
-    images, targets = common.load_data("test")
-    models = {}
-    for group in published():
-        folders = [common.RESULTS / run.metrics["run"] for run in group]
-        for folder in folders:
-            storage.verify(folder)
-        variant = group[0].metrics["variant"]
-        models[variant] = [load_model(folder) for folder in folders if (folder / "model.pt").exists()]
+    (images, targets), models = common.load_data("test"), published_models()
     if set(models) != set(SCRIPTS) or min(map(len, models.values())) < 2:
         raise RunError("there are no weights of two seeds or more of every variant: type `make seeds`")
 

@@ -14,7 +14,7 @@ import common
 from studies import study
 from studies.study import LINES, Study
 from studies.variants import SCRIPTS, load_model
-from support import pictures, storage
+from support import pictures
 from support.runs import markdown, value_range
 
 LAYER, CHANNELS, IMAGES, BINS = "C5", 8, 128, 100
@@ -23,7 +23,6 @@ CUBE = (4, 6, 5)  # images, channels and positions of the drawn cube
 
 def activations(variant, images):
     """What goes into the norm of LAYER, and the same normalized, but not scaled or shifted: (N, C, H, W) each."""
-    storage.verify(common.RESULTS / variant)
     model, seen = load_model(common.RESULTS / variant), {}
     norm = model.get_submodule(f"{LAYER}.norm")
     nn.init.ones_(norm.weight)
@@ -82,10 +81,10 @@ def finding(found):
 
 
 def table(found):
-    head = ["channels of", *(f"{what} {when}" for when in ("before", "after") for what in ("means", "deviations"))]
-    rows = [[LINES[variant], *(value_range(parts[when][what]) for when in ("before", "after")
-                               for what in ("means", "deviations"))] for variant, parts in found.items()]
-    return markdown(head, rows, "---:")
+    columns = [(when, what) for when in ("before", "after") for what in ("means", "deviations")]
+    rows = [[LINES[variant], *(value_range(parts[when][what]) for when, what in columns)]
+            for variant, parts in found.items()]
+    return markdown(["channels of", *(f"{what} {when}" for when, what in columns)], rows, "---:")
 
 
 STUDY = Study(

@@ -6,7 +6,7 @@ import bn
 import common
 import gn
 import ln
-from support import runs
+from support import runs, storage
 from support.storage import RunError
 
 SCRIPTS = {"bn": bn, "gn": gn, "ln": ln}
@@ -29,7 +29,8 @@ def recipe_of(metrics):
 
 
 def load_model(folder):
-    """The network of a run with its saved weights. Raises RunError."""
+    """The network of a run with its saved weights. Raises RunError, also for damaged files."""
+    storage.verify(folder, pictures=False)
     model = common.build_model(recipe_of(runs.read(folder).metrics))
     model.load_state_dict(runs.load_tensors(folder, "model"))
     return model
@@ -39,3 +40,11 @@ def published():
     """For each variant the runs of its script, seed by seed. Raises RunError for damaged files."""
     groups = [runs.over_seeds(common.RESULTS, variant) for variant in SCRIPTS]
     return [group for group in groups if group]
+
+
+def published_models():
+    """The networks of the published runs that kept their weights: variant -> a list over the seeds."""
+    folders = {group[0].metrics["variant"]: [common.RESULTS / run.metrics["run"] for run in group]
+               for group in published()}
+    return {variant: [load_model(folder) for folder in seeds if (folder / "model.pt").exists()]
+            for variant, seeds in folders.items()}
