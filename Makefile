@@ -9,7 +9,8 @@ PYTHON ?= python3
 VENV ?= yes
 ARGS ?=
 PIP_ARGS ?=
-VARIANTS := bn gn ln
+# A script is a variant by being there, with a line that begins with RECIPE.
+VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -l "^RECIPE = " *.py)))
 STUDIES := study-norms study-dropout study-groups study-batch_size study-learning_rate study-corruptions study-confusions
 TRAINING := common.py support/averaging.py support/images.py support/muon.py  # what a training's weights depend on
 SHELL := /bin/sh
@@ -21,21 +22,22 @@ else
 RUN := .venv/bin/python
 endif
 
-.PHONY: help all seeds $(VARIANTS) test data summary plots check bench ablation torture clean environment force \
-  $(STUDIES)
+.PHONY: help all seeds $(VARIANTS) test data summary plots augmentation check bench ablation torture clean environment \
+  force $(STUDIES)
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z_ -]*\):[^#]*## /\1: /p' Makefile | \
+	@sed -n -e 's/^\$$(VARIANTS)/$(VARIANTS)/' -e 's/^\([A-Za-z0-9_ -]*\):[^#]*## /\1: /p' Makefile | \
 	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-19s %s\n", names[i], $$2 }'
 
-bn gn ln: environment ## train this variant, test it, and write its folder in results/
+$(VARIANTS): environment ## train this variant, test it, and write its folder in results/
 	@mkdir -p $(STAMPS) && touch $(STAMPS)/$@.begun
 	$(RUN) $@.py $(ARGS)
 	@$(if $(ARGS),rm,mv) $(STAMPS)/$@.begun $(if $(ARGS),,$(STAMPS)/$@)
 
 ifeq ($(strip $(ARGS)),)
 all: $(VARIANTS:%=$(STAMPS)/%) ## train what is missing here or older than its script, and compare the variants
+	$(RUN) -m studies.norms
 	$(RUN) -m tools.report pages
 else
 all: $(VARIANTS)
@@ -43,6 +45,7 @@ all: $(VARIANTS)
 endif
 
 seeds: $(VARIANTS:%=$(STAMPS)/%) $(VARIANTS:%=$(STAMPS)/%-1) $(VARIANTS:%=$(STAMPS)/%-2) ## as all, with seeds 1 and 2
+	$(RUN) -m studies.norms
 	$(RUN) -m tools.report pages
 
 # train,stamp,variant,folder of the run,flags. A stamp is as old as the beginning of its training, so that what is
@@ -70,6 +73,9 @@ summary: environment ## print the layers and parameters of every variant
 plots: environment ## redraw every picture and table from the saved results
 	$(RUN) -m tools.report plots
 
+augmentation: environment ## draw what the network sees in training (ARGS="--crop 8 --cutout 16": by other flags)
+	$(RUN) -m tools.report augmentation $(ARGS)
+
 bench: environment ## measure the speed here, beside the usual way of writing it (ARGS=accuracy and ARGS=race take longer)
 	$(RUN) -m tools.bench $(ARGS)
 
@@ -82,7 +88,7 @@ study-dropout: ## what does dropout do to overfitting? (an hour of trainings)
 study-groups: ## how many groups, from layer norm to instance norm? (half an hour)
 study-batch_size: ## how small may a batch be? (half an hour)
 study-learning_rate: ## how high may the learning rate be? (half an hour)
-study-corruptions: ## which norm keeps its accuracy on altered images? (three minutes)
+study-corruptions: ## which norm keeps its accuracy on altered images? (ten minutes)
 study-confusions: ## which classes are easy, which hard? (seconds)
 $(STUDIES): environment
 	$(RUN) -m studies.$(@:study-%=%)

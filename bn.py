@@ -19,7 +19,7 @@ def batch_norm(channels):
     return nn.BatchNorm2d(channels)
 
 
-RECIPE = Recipe("bn", norm=batch_norm)
+RECIPE = Recipe(__file__, norm=batch_norm)
 
 if __name__ == "__main__":
     main(RECIPE)

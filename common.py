@@ -23,11 +23,12 @@ import torchinfo
 from torch import nn
 from tqdm import tqdm
 
-from support import cifar10, machine, pictures, runs, storage
+from support import cifar10, machine, pictures, runs, scripts, storage
 from support.averaging import MovingAverage
 from support.cifar10 import CLASSES
-from support.flags import add_flags, first_invalid, setting
-from support.images import augment, normalize
+from support.flags import add_flags, add_options, first_invalid, setting
+from support.images import as_batch, augment, normalize
+from support.layers import fault_of
 from support.muon import Muon
 from support.storage import RunError
 
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parent
 DATA, RESULTS = ROOT / "data", ROOT / "results"
 MAX_PARAMETERS, MAX_EPOCHS = 50_000, 20  # the assignment: fewer than 50,000 parameters, at most 20 epochs
 LAYERS = ("C1", "C2", "c3", "P1", "C4", "C5", "C6", "c7", "P2", "C8", "C9", "C10", "GAP", "c11")
-CONVOLUTIONS = {name for name in LAYERS if name[0] in "Cc" and name != "c11"}  # those that a norm follows
+CONVOLUTIONS = [name for name in LAYERS if name[0] in "Cc" and name != "c11"]  # those that a norm follows
 
 
 class RecipeError(RunError, ValueError):
@@ -47,7 +48,7 @@ class RecipeError(RunError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    variant: str  # the script's name
+    script: str  # its file, __file__, whose name is the variant's
     norm: Callable[..., nn.Module] | None  # makes the layer from the number of channels; None: no normalization
     groups: int | str | None = setting(
         None, "groups of channels to normalize together, or 'channels': one each",
@@ -55,10 +56,10 @@ class Recipe:
         lambda text: text if text == "channels" else int(text))
     dropout: float = setting(0.0, "probability in [0, 1) that a channel of an image is zeroed", lambda p: 0 <= p < 1)
     dropout_after: str = setting(
-        "c3 c7 C10", "convolutions that dropout follows", lambda names: CONVOLUTIONS.issuperset(names.split()))
+        "c3 c7 C10", "convolutions that dropout follows", lambda names: set(CONVOLUTIONS).issuperset(names.split()))
     skip_connections: str = setting(
         "C2 c3 C4 C6 c7 C8 C9 C10", "convolutions whose input is added to their output",
-        lambda names: CONVOLUTIONS.issuperset(names.split()))
+        lambda names: set(CONVOLUTIONS).issuperset(names.split()))
     widths: tuple[int, ...] = setting(
         (16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
         lambda widths: len(widths) == 10 and all(width > 0 and width % 8 == 0 for width in widths),
@@ -87,11 +88,18 @@ class Recipe:
     flip: bool = setting(True, "mirror half of the training images, drawn anew each epoch")
     patience: int = setting(8, "epochs without a better validation loss before stopping, 1 or more", lambda n: n >= 1)
 
+    @property
+    def variant(self):
+        return Path(self.script).stem
+
+    @property
+    def norm_name(self):
+        return getattr(self.norm, "__name__", type(self.norm).__name__) if self.norm else "none"
+
     def values(self):
-        """Every field but the variant, as JSON has them."""
+        """Every field but the script, as JSON has them."""
         names = [field.name for field in dataclasses.fields(self)[1:]]
-        values = {name: getattr(self, name) for name in names}
-        return values | {"norm": self.norm.__name__ if self.norm else "none", "widths": list(self.widths)}
+        return {name: getattr(self, name) for name in names} | {"norm": self.norm_name, "widths": list(self.widths)}
 
 
 # --- Data: 50,000 training images, of which validation keeps some, and 10,000 test images ---
@@ -165,16 +173,28 @@ def convolution(name, before, channels, recipe):
     """Convolution, norm, activation, and dropout where the recipe asks for it."""
     size = 3 if name.startswith("C") else 1
     layers = {"conv": nn.Conv2d(before, channels, size, padding=size // 2, bias=not recipe.norm)}  # a norm has a shift
-    if recipe.groups is not None and recipe.norm:
-        if recipe.groups != "channels" and channels % recipe.groups:
-            raise RecipeError(f"groups: {recipe.groups} groups don't divide the {channels} channels of {name}")
-        layers["norm"] = recipe.norm(channels, channels if recipe.groups == "channels" else recipe.groups)
-    elif recipe.norm:
-        layers["norm"] = recipe.norm(channels)
+    if recipe.norm:
+        layers["norm"] = norm_layer(recipe, channels)
     layers["act"] = getattr(nn, recipe.activation)()
     if name in recipe.dropout_after.split() and recipe.dropout:
         layers["dropout"] = nn.Dropout2d(recipe.dropout)
     return nn.Sequential(OrderedDict(layers))
+
+
+def norm_layer(recipe, channels):
+    """The norm of a recipe for so many channels, in its number of groups if it has one."""
+    if recipe.groups is None:
+        return recipe.norm(channels)
+    return recipe.norm(channels, channels if recipe.groups == "channels" else recipe.groups)
+
+
+def check_norm(recipe):
+    """Raise RecipeError for groups that don't fit, and for a norm that can't stand behind the convolutions."""
+    for name, channels in zip(CONVOLUTIONS, recipe.widths, strict=True):
+        if recipe.groups not in (None, "channels") and channels % recipe.groups:
+            raise RecipeError(f"groups: {recipe.groups} groups don't divide the {channels} channels of {name}")
+    if fault := fault_of(lambda channels: norm_layer(recipe, channels), recipe.widths):
+        raise RecipeError(f"the norm {recipe.norm_name} {fault}")
 
 
 def build_model(recipe):
@@ -183,10 +203,14 @@ def build_model(recipe):
     Raises RecipeError for a value that doesn't fit, and for MAX_PARAMETERS parameters or more."""
     if invalid := first_invalid(recipe):
         raise RecipeError(invalid)
+    if recipe.norm:
+        check_norm(recipe)
     model = Network(recipe)
     parameters = sum(p.numel() for p in model.parameters())
     if parameters >= MAX_PARAMETERS:
-        raise RecipeError(f"{parameters:,} parameters are too many: fewer than {MAX_PARAMETERS:,} are allowed")
+        of_norms = sum(p.numel() for name, p in model.named_parameters() if ".norm." in name)
+        raise RecipeError(f"{parameters:,} parameters are too many: fewer than {MAX_PARAMETERS:,} are allowed; "
+                          f"{of_norms:,} are those of the norm {recipe.norm_name}")
     return model
 
 
@@ -349,20 +373,16 @@ def parse_args(script, argv=None):
     parser = argparse.ArgumentParser(
         prog=f"{script.variant}.py", allow_abbrev=False, usage="%(prog)s [flag ...], see %(prog)s --help",
         description=f"Train the network by the recipe of {script.variant}.py; flags override it for this run.")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    parser.add_argument("--device", type=machine.find_device, default="best", help="cpu, cuda or mps (default: best)")
-    parser.add_argument("--limit", type=int, metavar="N", help="train on the first N training images only")
-    parser.add_argument("--fresh", action="store_true", help="start over even if an interrupted run could go on")
-    parser.add_argument("--no-test", dest="test", action="store_false", help="stop after validation")
-    parser.add_argument("--numbers-only", action="store_true", help="keep metrics and history, no weights or pictures")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to save in (default: results)")
-    norms = [script.norm.__name__, "none"] if script.norm else ["none"]
+    add_options(parser, RESULTS)
+    norms = [script.norm_name, "none"] if script.norm else ["none"]
     parser.add_argument("--norm", choices=norms, default=norms[0], help=f"after each convolution (default: {norms[0]})")
     add_flags(parser, script)
     options = parser.parse_args(argv)
     chosen = {key: value for key, value in vars(options).items() if hasattr(script, key)}
     recipe = dataclasses.replace(script, **chosen | {"norm": script.norm if options.norm != "none" else None})
     try:
+        if fault := scripts.fault(script.variant, scripts.found(ROOT)):
+            raise RecipeError(fault)
         build_model(recipe)
         if not 0 <= options.seed < 2**63:
             raise RecipeError(f"seed can't be {options.seed}: 0 or more, below 2**63")
@@ -399,7 +419,7 @@ def run_recipe(recipe, run, options):
         metrics, tensors = evaluate_run(training, val_set, metrics, options)
         save_run(training, metrics, tensors, folder, options)
         replaced = storage.put_in_place(folder)
-    announce(metrics, place, replaced)
+    runs.announce(metrics, place, replaced)
 
 
 def load_sets(recipe, options):
@@ -480,14 +500,43 @@ def save_run(training, metrics, tensors, folder, options):
     runs.save(folder, metrics, training.history, {} if options.numbers_only else tensors)
     if not options.numbers_only:
         storage.write_file(folder / "summary.txt", f"{describe(training.recipe)}\n".encode())
-        pictures.draw_run(folder)
+        pictures.draw_run(folder, scripts.colours(ROOT))
 
 
-def announce(metrics, place, replaced):
-    """Print what a run reached, where it lies, and what the run reached that it replaced, if it did."""
-    print(f"{metrics['run']}: kept epoch {metrics['best_epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; "
-          f"see {place}")
-    if metrics["test_accuracy"] is not None:
-        before = runs.test_accuracy(replaced) if replaced else None
-        print(f"test accuracy {metrics['test_accuracy']:.2%}" + (
-            f"; the run before had {before:.2%} (kept in {replaced})" if before else ""))
+# --- Saved networks ---
+
+
+def script_of(variant):
+    """The recipe of a script of this folder. Raises RunError if there is none, or if it can't be loaded."""
+    return scripts.recipe(ROOT, variant)
+
+
+def recipe_of(metrics):
+    """The recipe that a saved run was trained by, overrides included. Raises RunError."""
+    script, values = script_of(metrics["variant"]), dict(metrics["recipe"])
+    if set(values) != set(script.values()):
+        raise RunError(f"results/{metrics['run']} has other recipe fields than common.py: train it again")
+    values["norm"] = None if values["norm"] == "none" else script.norm
+    return dataclasses.replace(script, **values | {"widths": tuple(values["widths"])})
+
+
+def load_model(folder):
+    """The network of a run with its saved weights, in evaluation mode. Raises RunError if there is none, or damage."""
+    folder = Path(folder)
+    if not (folder / "model.pt").exists():
+        raise RunError(f"{folder} has no weights: no run has that folder, or it kept its numbers only")
+    storage.verify(folder, pictures=False)
+    model = build_model(recipe_of(runs.read(folder).metrics))
+    model.load_state_dict(runs.load_tensors(folder, "model"))
+    return model.eval()
+
+
+@torch.no_grad()
+def classify(model, images):
+    """Of PIL images or uint8 (N, 3, H, W), of any size: for each a dict from classes to probabilities, likeliest first.
+
+    Raises ValueError for anything else."""
+    images = as_batch(images).to(next(model.parameters()).device)
+    probabilities, labels = model.eval()(normalize(images)).softmax(1).cpu().sort(descending=True)
+    return [{CLASSES[label]: share for label, share in zip(*row, strict=True)}
+            for row in zip(labels.tolist(), probabilities.tolist(), strict=True)]

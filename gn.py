@@ -33,7 +33,7 @@ def group_norm(channels, groups):
     return GroupNorm(groups, channels)
 
 
-RECIPE = Recipe("gn", norm=group_norm, groups=4, dropout=0.05, dropout_after="C10",
+RECIPE = Recipe(__file__, norm=group_norm, groups=4, dropout=0.05, dropout_after="C10",
                 max_lr=0.03, aux_lr=0.3, zero_mean=True)
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def layer_norm(channels):
     return nn.GroupNorm(1, channels)
 
 
-RECIPE = Recipe("ln", norm=layer_norm, max_lr=0.03, aux_lr=0.3, zero_mean=True)
+RECIPE = Recipe(__file__, norm=layer_norm, max_lr=0.03, aux_lr=0.3, zero_mean=True)
 
 if __name__ == "__main__":
     main(RECIPE)

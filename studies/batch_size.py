@@ -12,9 +12,9 @@ size. It averages batch norm's running statistics too, so that they cover as man
 
 import statistics
 
+import common
 from studies import study
 from studies.study import SEEDS, Study, accuracies, draw_lines
-from studies.variants import script_of
 from support import pictures
 from support.runs import beyond_noise
 
@@ -22,7 +22,7 @@ VARIANTS, SIZES, USUAL, SMALL = ("bn", "gn", "ln"), (2, 4, 8, 16, 32, 64, 128, 2
 
 
 def flags(variant, size, seed):
-    script = script_of(variant)
+    script = common.script_of(variant)
     scale = size / script.batch_size
     rates = f"--max-lr {script.max_lr * scale**0.5:.3g} --aux-lr {script.aux_lr * scale**0.5:.3g}"
     return (f"--limit 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} {rates} "

@@ -7,10 +7,11 @@ seed, and the largest numbers off the diagonal should be cats taken for dogs, an
 
 import collections
 
+import numpy
+
 import common
 from studies import study
-from studies.study import LINES, Study
-from studies.variants import SCRIPTS, published
+from studies.study import Study, name_of, published
 from support import pictures, runs
 from support.runs import markdown
 
@@ -18,13 +19,12 @@ BEST, WORST = "automobile", "cat"
 
 
 def read():
-    """The metrics of all published runs, and the counts (true, predicted) of seed 0; None if one is missing."""
-    folders = {variant: common.RESULTS / variant for variant in SCRIPTS}
-    if not all((folder / "predictions.pt").exists() for folder in folders.values()):
-        return None
-    return {"runs": [run.metrics for group in published() for run in group],
-            "counts": {variant: pictures.confusion(runs.load_tensors(folder, "predictions"))
-                       for variant, folder in folders.items()}}
+    """The metrics of all published runs, and the counts (true, predicted) of seed 0; None if there are none."""
+    groups = published()
+    folders = {group[0].metrics["variant"]: common.RESULTS / group[0].metrics["run"] for group in groups}
+    counts = {variant: pictures.confusion(runs.load_tensors(folder, "predictions"))
+              for variant, folder in folders.items() if (folder / "predictions.pt").exists()}
+    return {"runs": [run.metrics for group in groups for run in group], "counts": counts} if counts else None
 
 
 def largest(counts, how_many=3):
@@ -35,8 +35,8 @@ def largest(counts, how_many=3):
 
 
 def draw(found):
-    picture, panels = pictures.figure(12, 4.8, len(found["counts"]))
-    for axes, (variant, counts) in zip(panels, found["counts"].items(), strict=True):
+    picture, panels = pictures.figure(4 * len(found["counts"]), 4.8, len(found["counts"]))
+    for axes, (variant, counts) in zip(numpy.ravel(panels), found["counts"].items(), strict=True):
         pictures.draw_counts(axes, counts, 6)
         axes.set_title(f"{variant.upper()}: " + "\n".join(largest(counts)), fontsize=8)
     return picture
@@ -54,7 +54,7 @@ def finding(found):
 
 def table(found):
     return markdown(["largest confusions", "first", "second", "third"],
-                    [[LINES[variant], *largest(counts)] for variant, counts in found["counts"].items()])
+                    [[name_of(variant), *largest(counts)] for variant, counts in found["counts"].items()])
 
 
 STUDY = Study(

@@ -12,9 +12,9 @@ def complete():
     return [(study, found) for study, found in pairs if found]
 
 
-def draw_all():
-    """The pictures of all studies that are complete."""
-    for study in STUDIES:
+def draw_all(chosen=lambda study: True):
+    """The pictures of all chosen studies that are complete."""
+    for study in filter(chosen, STUDIES):
         draw(study)
 
 

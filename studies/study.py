@@ -13,14 +13,13 @@ import sys
 from collections.abc import Callable
 
 import common
-from studies.variants import script_of
-from support import machine, pictures, runs, storage
+from support import machine, pictures, runs, scripts, storage
 from support.runs import beyond_noise, markdown, mean_and_sd
 from support.storage import RunError
 
 SEEDS = (0, 1, 2)
 NO_NORM = "none"
-LINES = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
+LINES = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}  # others: as their script
 CHANCE = 1 / len(common.CLASSES)
 
 
@@ -72,7 +71,7 @@ def picture_file(study):
 
 def plan(variant, flags):
     """The name and the recipe of a training."""
-    script = script_of(variant)
+    script = common.script_of(variant)
     recipe, options = common.parse_args(script, shlex.split(flags))
     return common.run_name(recipe, script, options.limit, options.seed, options.test), recipe
 
@@ -86,6 +85,8 @@ def finished(saved, variant, flags):
 def pooled(name, trainings):
     """The metrics of all trainings of a study, {(line, x): a list over the seeds}; None if one is missing."""
     saved, found = runs.read_lines(numbers_file(name)), {}
+    if not {variant for variant, _ in trainings.values()} <= set(variants()):
+        return None
     for (line, x, _), training in trainings.items():
         metrics = finished(saved, *training)
         if not metrics:
@@ -110,6 +111,28 @@ def train_missing(name, trainings):
             runs.collect(waiting, path)
             if not finished(runs.read_lines(path), variant, flags):
                 raise RunError(f"{variant}.py {flags} ended with status {done.returncode}")
+
+
+# --- What is published ---
+
+
+def variants():
+    """The names of the scripts."""
+    return scripts.names(common.ROOT)
+
+
+def published():
+    """For each variant the runs of its script, seed by seed. Raises RunError for damaged files."""
+    groups = [runs.over_seeds(common.RESULTS, variant) for variant in variants()]
+    return [group for group in groups if group]
+
+
+def published_models():
+    """The networks of the published runs that kept their weights: variant -> a list over the seeds."""
+    folders = {group[0].metrics["variant"]: [common.RESULTS / run.metrics["run"] for run in group]
+               for group in published()}
+    return {variant: [common.load_model(folder) for folder in seeds if (folder / "model.pt").exists()]
+            for variant, seeds in folders.items()}
 
 
 # --- Numbers ---
@@ -147,8 +170,16 @@ def emphasized(text, really):
 # --- Pictures ---
 
 
-def draw_line(axes, line, xs, values, **style):
-    pictures.draw_means(axes, xs, values, pictures.COLOURS.get(line, pictures.GREY), label=LINES[line], **style)
+def name_of(line):
+    return LINES.get(line, line)
+
+
+def colour_of(line):
+    return scripts.colours(common.ROOT).get(line, pictures.GREY)
+
+
+def draw_line(axes, line, xs, values, title=None, **style):
+    pictures.draw_means(axes, xs, values, colour_of(line), label=title or name_of(line), **style)
 
 
 def draw_lines(axes, found, measure):
@@ -157,8 +188,7 @@ def draw_lines(axes, found, measure):
         xs = [x for other, x in found if other == line]
         draw_line(axes, line, xs, [measure(found[line, x]) for x in xs], marker="o", markersize=3)
         lost = [(x, *measure([metrics])) for x in xs for metrics in found[line, x] if metrics["diverged"]]
-        axes.plot([x for x, _ in lost], [y for _, y in lost], "x", markersize=8,
-                  color=pictures.COLOURS.get(line, pictures.GREY))
+        axes.plot([x for x, _ in lost], [y for _, y in lost], "x", markersize=8, color=colour_of(line))
     axes.grid(alpha=0.3)
 
 
@@ -181,6 +211,7 @@ def main(study, argv=None):
     parser = argparse.ArgumentParser(prog=f"python -m studies.{study.name}", description=study.question)
     parser.parse_args(argv)
     try:
+        machine.keep_freed_memory()
         if study.measure:
             path = numbers_file(study.name, "json")
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,27 @@
-"""The fields of a dataclass as flags of a command line. For common.py, whose recipes are such dataclasses."""
+"""Flags of a command line: those of every run, and the fields of a dataclass. For common.py, whose recipes are such."""
 
 import argparse
 import dataclasses
+from pathlib import Path
+
+from support.machine import find_device
 
 
 def setting(default, help, valid=lambda value: True, parse=None):
     """A field of a dataclass with a line of help, a test of its values, and how text becomes a value (by default, as
     the type of the default value does it)."""
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "parse": parse})
+
+
+def add_options(parser, results):
+    """The flags that every run has, whatever its recipe. `results` is the folder to save in."""
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument("--device", type=find_device, default="best", help="cpu, cuda or mps (default: best)")
+    parser.add_argument("--limit", type=int, metavar="N", help="train on the first N training images only")
+    parser.add_argument("--fresh", action="store_true", help="start over even if an interrupted run could go on")
+    parser.add_argument("--no-test", dest="test", action="store_false", help="stop after validation")
+    parser.add_argument("--numbers-only", action="store_true", help="keep metrics and history, no weights or pictures")
+    parser.add_argument("--results", type=Path, default=results, help="the folder to save in (default: results)")
 
 
 def settings(values):

@@ -3,7 +3,9 @@ variance. For common.py, and for whoever wants to see that whole batches can be 
 
 import functools
 
+import numpy
 import torch
+import torch.nn.functional as F
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10's customary ones of R, G, B in [0, 1]
 
@@ -35,3 +37,18 @@ def normalize(images):
 def mean_and_std(device):
     """255 * MEAN and 255 * STD as tensors (3, 1, 1), copied to the device only once."""
     return [255 * torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD)]
+
+
+def as_batch(images):
+    """PIL images, one or a list, or uint8 (N, 3, H, W) -> uint8 (N, 3, 32, 32). Raises ValueError for anything else."""
+    if isinstance(images, torch.Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+        if images.shape[2:] == (32, 32):
+            return images
+        return F.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True).round().byte()
+    images = images if isinstance(images, (list, tuple)) else [images]
+    if not images or not all(hasattr(image, "convert") for image in images):
+        raise ValueError(f"images must be PIL images or a tensor, not {images!r:.100}")
+    pixels = (numpy.array(image.convert("RGB")) for image in images)  # (H, W, 3)
+    return torch.cat([as_batch(torch.from_numpy(array).permute(2, 0, 1)[None]) for array in pixels])

@@ -11,8 +11,7 @@ from support import runs
 from support.cifar10 import CLASSES
 from support.storage import write_file
 
-COLOURS = {"bn": "#1f77b4", "gn": "#d95f02", "ln": "#2a9d55"}  # of a variant, in every picture
-GREY = "#777777"  # of everything else
+GREY = "#777777"  # of what is no variant
 
 
 # --- What figures are made of ---
@@ -26,7 +25,7 @@ def empty(width, height):
 
 
 def figure(width, height, columns, rows=1):
-    """A picture of so many inches, and its panels."""
+    """A picture of so many inches, and its panels: axes if there is only one, else an array of them."""
     picture = empty(width, height)
     return picture, picture.subplots(rows, columns)
 
@@ -62,11 +61,11 @@ def draw_cube(axes, marked, labels, colour):
 # --- A run: curves.png and, after a test, confusion.png and misclassified.png ---
 
 
-def draw_run(folder):
-    """The pictures of a run, from its files and into its folder."""
+def draw_run(folder, colours):
+    """The pictures of a run, from its files and into its folder. `colours` are those of the variants."""
     metrics, history = runs.read(folder)
     if not metrics["diverged"]:
-        draw_curves(folder, metrics, history)
+        draw_curves(folder, metrics, history, colours.get(metrics["variant"], GREY))
     if metrics["test_accuracy"] is not None:
         predictions = runs.load_tensors(folder, "predictions")
         draw_confusion(folder, metrics, predictions)
@@ -83,10 +82,9 @@ def loss_and_accuracy():
     return picture, [(panels[0], "loss", 1, "cross-entropy (nats)", 3), (panels[1], "accuracy", 100, "%", 1)]
 
 
-def draw_curves(folder, metrics, history):
+def draw_curves(folder, metrics, history, colour):
     picture, panels = loss_and_accuracy()
     epochs, best = [row["epoch"] for row in history], metrics["best_epoch"]
-    colour = COLOURS.get(metrics["variant"], GREY)
     noise = "augmentation and dropout" if metrics["recipe"]["dropout"] else "augmentation"
     for axes, name, scale, unit, digits in panels:
         training, validation = ([scale * row[f"{part}_{name}"] for row in history] for part in ("train", "val"))
@@ -149,10 +147,23 @@ def draw_misclassified(folder, metrics, predictions):
     save_picture(picture, title, folder / "misclassified.png")
 
 
+def draw_images(rows, title, path):
+    """Rows of ten images, uint8 (10, 3, 32, 32), one of each class, each row with its name."""
+    picture, panels = figure(11, 1.1 + 1.15 * len(rows), len(CLASSES), len(rows))
+    for line, (name, images) in zip(panels, rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name.replace(": ", ":\n"), fontsize=8)
+    for axes, name in zip(panels[0], CLASSES, strict=True):
+        axes.set_title(name, fontsize=9)
+    save_picture(picture, title, path)
+
+
 # --- The variants beside each other ---
 
 
-def draw_comparison(groups, path):
+def draw_comparison(groups, colours, path):
     """Validation loss and accuracy of groups of runs: their mean, and a band of one standard deviation over the seeds
     to either side, as far as all of a group trained."""
     picture, panels = loss_and_accuracy()
@@ -163,7 +174,7 @@ def draw_comparison(groups, path):
             by_epoch = list(zip(*curves, strict=False))
             kept = [curve[run.metrics["best_epoch"] - 1] for curve, run in zip(curves, group, strict=True)]
             label = f"{variant.upper()}: {runs.mean_and_sd(kept, f'{{:.{digits}f}}')}"
-            draw_means(axes, range(1, len(by_epoch) + 1), by_epoch, COLOURS.get(variant, GREY), label=label)
+            draw_means(axes, range(1, len(by_epoch) + 1), by_epoch, colours.get(variant, GREY), label=label)
         axes.set(ylabel=f"validation {name}, {unit}")
         axes.legend(title="at the epoch kept")
     tested = {group[0].metrics["variant"]: statistics.mean(run.metrics["test_accuracy"] for run in group)

@@ -72,6 +72,16 @@ def test_accuracy(folder):
     return None
 
 
+def announce(metrics, place, replaced):
+    """Print what a run reached, where it lies, and what the run reached that it replaced, if it did."""
+    print(f"{metrics['run']}: kept epoch {metrics['best_epoch']}, validation accuracy {metrics['val_accuracy']:.2%}; "
+          f"see {place}")
+    if metrics["test_accuracy"] is not None:
+        before = test_accuracy(replaced) if replaced else None
+        print(f"test accuracy {metrics['test_accuracy']:.2%}" + (
+            f"; the run before had {before:.2%} (kept in {replaced})" if before else ""))
+
+
 def load_tensors(folder, name):
     return torch.load(folder / f"{name}.pt", weights_only=True)
 

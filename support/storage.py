@@ -25,16 +25,37 @@ class RunError(Exception):
 
 
 def write_file(path, data):
-    """Write beside `path`, then rename: a reader finds the old file or the new one, never half. Raises RunError."""
+    """Write beside `path`, then rename: a reader finds the old file or the new one, never half, and so does who starts
+    the machine again after a power cut: the data is on the disk before the rename, and the rename when this returns.
+    Raises RunError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(data)
+        flush(beside)
         os.replace(beside, path)
+        flush(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def flush(path):
+    """Wait until a file, or the names in a folder, are on the disk itself, as far as the system can tell.
+
+    A folder that can't be flushed, on some network disks, is left to the system."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(fcntl, "F_FULLFSYNC"):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # macOS's fsync stops at the disk's own cache
+        else:
+            os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -208,7 +229,9 @@ def put_in_place(new):
     if replaced:
         shutil.rmtree(previous, ignore_errors=True)
         os.replace(final, previous)
+        flush(previous.parent)
     os.replace(new, final)
+    flush(results)
     return replaced
 
 

@@ -26,7 +26,6 @@ from studies import (
     study,
     tried,
 )
-from studies.variants import script_of
 from support import pictures, runs, storage
 from support.storage import RunError
 from tests.world import SCRIPTS, metrics_of, run
@@ -42,7 +41,7 @@ def trainings(monkeypatch):
 
     def train(command, **options):
         commands.append(command[1:])
-        return SimpleNamespace(returncode=run(script_of(command[1][:2]), *map(str, command[2:])))
+        return SimpleNamespace(returncode=run(common.script_of(command[1][:2]), *map(str, command[2:])))
 
     monkeypatch.setattr(study.subprocess, "run", train)
     return commands
@@ -241,15 +240,34 @@ def test_the_family_of_groups_and_small_batches_are_told_with_their_noise():
     assert f"| batch norm | **55.00 ± 0.50** |{' 60.00 ± 0.50 |' * 7}" in batch_size.table(sizes)
 
 
-def test_altered_images_are_told_with_the_spread_over_seeds():
-    usual = {variant: [0.70, 0.71, 0.72] for variant in SCRIPTS}
-    found = {"as they are": [usual]} | {name: [usual] * 3 for name in corruptions.CORRUPTIONS}
-    found["blur"] = [usual, usual, usual | {"bn": [0.66, 0.67, 0.68], "ln": [0.69, 0.70, 0.71]}]
+def test_altered_images_are_told_by_kind_with_the_spread_over_seeds():
+    usual = {line: [0.70, 0.71, 0.72] for line in [*SCRIPTS, "bn adapted"]}
+    found = {"as they are": [usual]} | {name: [usual] * len(how[1]) for name, how in corruptions.ALL.items()}
+    found["Gaussian blur"] = [usual, usual, usual | {"bn": [0.66, 0.67, 0.68], "ln": [0.69, 0.70, 0.71]}]
+    found["contrast"] = [usual, usual, usual | {"gn": [0.1, 0.1, 0.1], "bn adapted": [0.8, 0.8, 0.8]}]
     table = corruptions.table(found)
-    assert "| blur, 1.2 (deviation, pixels) | **67.00 ± 1.00** | 71.00 ± 1.00 | 70.00 ± 1.00 |" in table
-    assert "| noise, 0.1 (deviation) | 71.00 ± 1.00 | 71.00 ± 1.00 | 71.00 ± 1.00 |" in table
+    assert "| Gaussian blur, 1 | **67.00 ± 1.00** | 71.00 ± 1.00 | 70.00 ± 1.00 | 71.00 ± 1.00 |" in table
+    assert "| contrast, 0.15 | 71.00 ± 1.00 | **10.00 ± 0.00** | 71.00 ± 1.00 | 80.00 ± 0.00 |" in table
+    assert "| greyscale | 71.00 ± 1.00 | 71.00 ± 1.00 | 71.00 ± 1.00 | 71.00 ± 1.00 |" in table
     assert corruptions.finding(found) == (
-        "Mean accuracy at the strongest of each: GN 71.00 ± 1.00 %, LN 70.80 ± 1.00 %, BN 70.20 ± 1.00 %")
+        "Best at the severest of each kind, within the noise:\nnoise BN, GN, LN; blur GN, LN; "
+        "brightness and contrast BN, LN; compression BN, GN, LN; colour BN, GN, LN.\n"
+        "Batch norm with statistics of the altered images is better than all of them at brightness and contrast")
+    assert len(corruptions.draw(found).axes) == 8
+
+
+def test_adapted_batch_norm_has_the_statistics_of_the_images():
+    torch.manual_seed(0)
+    model, images = common.build_model(bn.RECIPE), torch.randint(256, (1000, 3, 32, 32), dtype=torch.uint8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    again = corruptions.adapted(model, images)
+    inputs = torch.cat([common.normalize(batch) for batch in images.split(500)])
+    seen = model.C1.conv(inputs)
+    torch.testing.assert_close(again.C1.norm.running_mean, seen.mean((0, 2, 3)), atol=2e-3, rtol=0)  # some are bfloat16
+    torch.testing.assert_close(again.C1.norm.running_var, seen.var((0, 2, 3)), atol=1e-2, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not again.training and not any(layer.training for layer in again.modules())
+    assert corruptions.adapted(common.build_model(SCRIPTS["ln"]), images[:10]) is None
 
 
 def test_confusions_name_the_largest_and_whether_the_claim_holds():
@@ -293,12 +311,15 @@ def test_the_study_of_corruptions_measures_every_variant_and_needs_no_training(c
     with pytest.raises(SystemExit, match="weights of two seeds"):
         study.main(corruptions.STUDY, [])
     for variant in SCRIPTS:
-        assert run(script_of(variant), "--seed", "1") == 0
+        assert run(common.script_of(variant), "--seed", "1") == 0
     study.main(corruptions.STUDY, [])
-    accuracy = json.loads(study.numbers_file("corruptions", "json").read_text())
+    found = json.loads(study.numbers_file("corruptions", "json").read_text())
     for variant in SCRIPTS:
         seeds = [metrics_of(copied, name)["test_accuracy"] for name in (variant, f"{variant}-seed=1")]
-        assert accuracy["as they are"][0][variant] == seeds
-        assert all(len(strength[variant]) == 2 for name in corruptions.CORRUPTIONS for strength in accuracy[name])
+        assert found["as they are"][0][variant] == seeds
+    for name, (_, strengths) in corruptions.ALL.items():
+        assert len(found[name]) == len(strengths)
+        assert all(set(reached) == {*SCRIPTS, "bn adapted"} for reached in found[name])
+        assert all(len(seeds) == 2 for reached in found[name] for seeds in reached.values())
     report.main(["pages"])
     assert "(corruptions.png)" in (copied.results / "README.md").read_text()

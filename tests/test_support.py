@@ -1,5 +1,6 @@
 """Proofs of support/: the data set, images, the optimizer, the average, the machine, saved runs, pictures."""
 
+import colorsys
 import contextlib
 import http.server
 import math
@@ -16,14 +17,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import bn
 import common
-from support import averaging, cifar10, corruptions, machine, muon, pictures, runs, storage
+from support import averaging, cifar10, corruptions, machine, muon, pictures, runs, scripts, storage
+from support import images as support_images
 from support.storage import RunError
 from tests import torture
-from tests.world import child, flip_bit, make_files, md5, put, run, truncate
+from tests.world import SCRIPTS, child, flip_bit, make_files, md5, put, run, truncate
 
 REAL_DATA, REAL_DIGESTS = common.DATA, dict(cifar10.DIGESTS)
 
@@ -193,15 +196,60 @@ def test_normalize_uses_the_customary_constants():
 
 
 def test_altered_images_are_what_their_names_say():
-    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
-    twice = corruptions.brighten(images, 0.1) - corruptions.darken(images, 0.1)
-    torch.testing.assert_close(twice, torch.full_like(images, 0.2))
-    flatter = corruptions.reduce_contrast(images, 0.75)
-    torch.testing.assert_close(flatter.mean((1, 2, 3)), images.mean((1, 2, 3)))
-    torch.testing.assert_close(flatter.std((1, 2, 3)), images.std((1, 2, 3)) / 4)
-    assert (corruptions.add_gaussian_noise(images, 0.1) - images).std().item() == pytest.approx(0.1, rel=0.05)
-    blurred = corruptions.blur(images, 1.0)
-    assert blurred.std() < images.std() / 2 and blurred.mean().item() == pytest.approx(images.mean().item(), abs=0.01)
+    images = torch.randint(60, 190, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    flat, noisy = corruptions.contrast(images, 0.4) / 255, corruptions.gaussian_noise(images, 0.1) / 255
+    torch.testing.assert_close(flat.mean((2, 3)), (images / 255).mean((2, 3)), atol=0.005, rtol=0)
+    torch.testing.assert_close(flat.std((2, 3)), 0.4 * (images / 255).std((2, 3)), atol=0.01, rtol=0)
+    assert (noisy - images / 255).std().item() == pytest.approx(0.1, rel=0.05)
+    for image, brighter in zip(images[0].flatten(1).T.tolist(), brightness_of(images), strict=True):
+        before, after = (colorsys.rgb_to_hsv(*(value / 255 for value in pixel)) for pixel in (image, brighter))
+        assert after[2] == pytest.approx(before[2] + 0.2, abs=0.005)
+        assert after[1] == pytest.approx(before[1], abs=0.02)
+    assert corruptions.brightness(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), 0.2).unique().tolist() == [51]
+    blurred = corruptions.gaussian_blur(images, 1.0) / 255
+    assert blurred.std() < (images / 255).std() / 2
+    assert blurred.mean().item() == pytest.approx((images / 255).mean().item(), abs=0.01)
+    assert torch.equal(corruptions.inversion(corruptions.inversion(images, 1), 1), images)
+    grey = corruptions.greyscale(images, 1)
+    assert torch.equal(grey[:, 0], grey[:, 1]) and torch.equal(grey[:, 0], grey[:, 2])
+    assert len(corruptions.pixelate(images, 0.25)[0, 0].unique(dim=0)) == 8
+    red = torch.tensor([200, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert corruptions.hue(red, 0.5).flatten().tolist() == [0, 200, 200]
+    errors = [(corruptions.jpeg_compression(images, quality).float() - images).abs().mean() for quality in (80, 40)]
+    assert 0 < errors[0] < errors[1]
+    for kind in corruptions.CORRUPTIONS.values():
+        for corrupt, strengths in kind.values():
+            altered = [corrupt(images, strength) for strength in strengths]
+            assert all(image.dtype == torch.uint8 and image.shape == images.shape for image in altered)
+            assert not any(torch.equal(image, images) for image in altered)
+
+
+def brightness_of(images):
+    return corruptions.brightness(images, 0.2)[0].flatten(1).T.tolist()
+
+
+def test_pictures_of_any_size_become_a_batch():
+    torch.manual_seed(0)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(support_images.as_batch(images), images)
+    pictures_of = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    assert torch.equal(support_images.as_batch(pictures_of), images)
+    assert torch.equal(support_images.as_batch(pictures_of[0]), images[:1])
+    large = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    smaller = support_images.as_batch(large).float()  # a little blurred
+    assert F.cosine_similarity((smaller - 127).flatten(), (images.float() - 127).flatten(), dim=0) > 0.9
+    mixed = support_images.as_batch([pictures_of[0].convert("L"), pictures_of[1].resize((7, 100))])
+    assert mixed.shape == (2, 3, 32, 32)
+    flat = torch.full((1, 3, 50, 11), 77, dtype=torch.uint8)
+    assert support_images.as_batch(flat).unique().tolist() == [77]
+
+
+@pytest.mark.parametrize("images", [
+    torch.zeros(1, 3, 32, 32), torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 32, 32, dtype=torch.uint8),
+    torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "picture.png", [], [1, 2], None])
+def test_what_is_no_image_is_refused_in_a_sentence(images):
+    with pytest.raises(ValueError, match="images must be"):
+        support_images.as_batch(images)
 
 
 # --- The optimizer, the moving average, the machine ---
@@ -372,6 +420,77 @@ def test_misclassified_images_are_the_surest_mistakes_of_their_class():
         assert predicted[index] != targets[index]
         rivals = torch.where((targets == targets[index]) & (predicted != targets))[0]
         assert logits[rivals].softmax(1).amax(1).max() == logits[index].softmax(0).max()
+
+
+# --- Files, scripts ---
+
+
+def test_a_file_is_flushed_before_its_rename_and_its_folder_after_it(tmp_path, monkeypatch):
+    calls = []
+
+    def note(module, name, shown):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: (calls.append(shown(*args)), original(*args))[1])
+
+    note(Path, "write_bytes", lambda path, data: ("write", path.name))
+    note(storage, "flush", lambda path: ("flush", path.name))
+    note(os, "fsync", lambda descriptor: ("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+    note(os, "replace", lambda source, target: ("rename", target.name))
+    storage.write_file(tmp_path / "numbers", b"1 2 3")
+    beside = f".numbers.{os.getpid()}"
+    assert [call for call in calls if call[0] != "fsync"] == [
+        ("write", beside), ("flush", beside), ("rename", "numbers"), ("flush", tmp_path.name)]
+    if sys.platform == "linux":
+        assert [name for what, name in calls if what == "fsync"] == [beside, tmp_path.name]
+    calls.clear()
+    for name in ("old", "new"):
+        put(tmp_path / ".new" / "run", {"metrics.json": name.encode()})
+        storage.put_in_place(tmp_path / ".new" / "run")
+    last = [call for call in calls if call[0] in ("rename", "flush") and call[1] != storage.SUMS]
+    assert last[-4:] == [("rename", "run"), ("flush", ".previous"), ("rename", "run"), ("flush", tmp_path.name)]
+
+
+def test_a_disk_that_cannot_flush_a_file_is_an_error_but_not_one_that_cannot_flush_a_folder(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.delattr(storage.fcntl, "F_FULLFSYNC", raising=False)
+    storage.flush(tmp_path)
+    with pytest.raises(RunError, match=r"cannot write .*numbers: Input/output error"):
+        storage.write_file(tmp_path / "numbers", b"1 2 3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_scripts_are_those_with_a_recipe_and_a_name_of_use(tmp_path):
+    assert scripts.names(common.ROOT)[:3] == ["bn", "gn", "ln"]
+    for name in ("bn", "my-norm", "studies", "Bn2"):
+        (tmp_path / f"{name}.py").write_text("RECIPE = 1\n")
+    (tmp_path / "helper.py").write_text("    RECIPE = 1\n# RECIPE = 2\n")
+    assert scripts.names(tmp_path) == ["Bn2", "bn"]
+    faults = {name: scripts.fault(name, ["bn", "rms", "RMS"]) for name in ("my-norm", "studies", "rms", "RMS")}
+    assert "as in my_norm.py" in faults["my-norm"] and "`make studies`" in faults["studies"]
+    assert "only by case" in faults["rms"] and "only by case" in faults["RMS"]
+    with pytest.raises(RunError, match="can't be a variant"):
+        scripts.check(tmp_path)
+
+
+def test_the_three_keep_their_colours_and_any_number_of_others_have_their_own(tmp_path):
+    names = ["bn", "gn", "ln", *(f"norm{number}" for number in range(40))]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("RECIPE = 1\n")
+    colours = scripts.colours(tmp_path)
+    assert {name: colours[name] for name in SCRIPTS} == scripts.COLOURS
+    assert set(colours) == set(names) and len(set(colours.values())) == len(names)
+
+
+def test_a_script_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_norm.py").write_text("RECIPE = 1 / 0\n")
+    with pytest.raises(RunError, match=r"broken_norm\.py can't be loaded: ZeroDivisionError"):
+        scripts.recipe(tmp_path, "broken_norm")
+    with pytest.raises(RunError, match="there is no variant 'other', only broken_norm"):
+        scripts.recipe(tmp_path, "other")
 
 
 # --- Torture, in small ---

@@ -1,22 +1,29 @@
 """Proofs of tools/ and of the Makefile: pages, check, benchmark, what is trained when."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import bn
 import common
 import gn
 import ln
 from studies import findings
-from support import machine, storage
-from tests.world import SCRIPTS, change_metrics, flip_bit, metrics_of, run, truncate
+from support import cifar10, machine, scripts, storage
+from tests.world import SCRIPTS, change_metrics, flip_bit, make_files, metrics_of, put, run, truncate
 from tools import bench, report
+
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make")
+
 
 # --- Pages ---
 
@@ -165,7 +172,7 @@ def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
     seconds = {name: {"train": [1e-3] * 3, "evaluate": [4e-4] * 3} for name in bench.IMPLEMENTATIONS}
     seconds["bn"] = {"train": [4e-4, 5e-4, 1e-3], "evaluate": [1e-4] * 3}
     details = {"multiply_adds_a_second": [7e10] * 3, "convolutions": [0.03],
-               "checkpoint": [0.1], "start_up": [5.0],
+               "checkpoint": [0.1], "checkpoint_unflushed": [0.04], "start_up": [5.0],
                "parts": [{"augmentation": 0.001, "forward": 0.02, "backward": 0.0395, "optimizer": 0.0005}]}
     speed = {"seconds": seconds, "details": details, "batch_size": 128, "train_images": 45_000,
              "multiply_adds": 25_000_000, "machine": "an abacus"}
@@ -173,7 +180,8 @@ def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
     assert "trains 2.00x and evaluates 4.00x" in page
     assert "| bn without channels_last | 2.00x as long | 4.00x as long |" in page
     assert "| forward | 20.0 | 32.8% |" in page and "but forward and backward take 2.5% of a step" in page
-    assert "takes 23.1 s: 351 steps 22.5 s, evaluation of 5,000 validation images 0.50 s, the check" in page
+    assert ("takes 23.1 s: 351 steps 22.5 s, evaluation of 5,000 validation images 0.50 s, the checkpoint 0.100 s, of "
+            "which 0.060 s to flush") in page
     assert "140 GFLOP/s" in page and "convolutions take 16.0 s. An epoch takes 1.44x as long" in page
     for ours, verdict in ([0.7, 0.72, 0.71], " no more than"), ([0.5, 0.52, 0.51], " more than"):
         page = bench.page({"accuracy": {"epochs": 3, "seeds": [0, 1, 2], "ours": ours, "usual": [0.7, 0.71, 0.72],
@@ -187,12 +195,106 @@ def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
     assert "80.50% in its best" in page
 
 
+# --- A fourth variant, in a checkout of its own ---
+
+
+def code_of_readme(heading):
+    """The first block of Python under a heading of README.md."""
+    text = (common.ROOT / "README.md").read_text(encoding="utf-8")
+    return re.search("```python\n(.*?)```", text[text.index(heading):], re.DOTALL)[1]
+
+
+@pytest.fixture(scope="session")
+def own_checkout(tmp_path_factory):
+    """A copy of the project with synthetic data and short trainings, in which the README's script has been added."""
+    folder, files = tmp_path_factory.mktemp("own") / "checkout", make_files()
+    shutil.copytree(common.ROOT, folder, ignore=shutil.ignore_patterns(".*", "data", "results", "__pycache__"))
+    for name, old, new in (("common.py", "VAL_PER_CLASS = 500", "VAL_PER_CLASS = 3"),
+                           ("common.py", "epochs: int = setting(20,", "epochs: int = setting(2,"),
+                           ("common.py", "batch_size: int = setting(128,", "batch_size: int = setting(16,"),
+                           *(("support/cifar10.py", cifar10.DIGESTS[name], digest)
+                             for name, digest in files.digests.items())):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    for path in folder.glob("*.py"):  # scripts that a student has put there
+        if path.stem in scripts.found(common.ROOT) and path.stem not in SCRIPTS:
+            path.unlink()
+    put(folder / "data", files.cache)
+    (folder / "rms.py").write_text(code_of_readme("## Your own normalization"), encoding="utf-8")
+    return folder
+
+
+def make_in(folder, *args):
+    """Run make with this Python, but for the check of its packages, which takes as long as a short training."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    command = ["make", *args, "VENV=no", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@needs_make
+def test_the_script_of_the_readme_is_a_variant_by_being_there_and_none_without_it(own_checkout):
+    folder, results = own_checkout, own_checkout / "results"
+    assert "make rms " in make_in(folder, "help")[1]
+    status, text = make_in(folder, "-j2", "rms", "bn")
+    assert status == 0 and (results / "rms" / "curves.png").exists(), text
+    status, text = make_in(folder, "-j2", "all")
+    assert status == 0 and "rms.py" not in text, text
+    readme, page = ((path / "README.md").read_text(encoding="utf-8") for path in (folder, results))
+    for text in (readme, page):
+        assert "| BN, % | GN, % | LN, % | RMS, % |" in text and "\n| rms | 1 |" in text
+    assert "## rms\n" in page and page.count("\n| rms |") == 3  # the table of runs, of norms and of confusions
+    for name in ("comparison", "confusions", "norms"):
+        assert (results / f"{name}.png").stat().st_size > 10_000
+    assert set(json.loads((results / "studies" / "norms.json").read_text())) == {"bn", "gn", "ln", "rms"}
+    status, text = make_in(folder, "summary")
+    assert status == 0 and "rms.py\n" in text and "RMSNorm (norm)" in text
+    before = {path: path.read_bytes() for path in results.glob("**/*") if path.is_file()}
+    assert make_in(folder, "plots")[0] == 0
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert (results / "augmentation.png").exists()
+    status, text = make_in(folder, "check")
+    assert status == 0 and "rms: files as signed; test accuracy" in text and "0 images differ" in text
+    (folder / "rms.py").unlink()
+    for target in ("plots", "check"):
+        status, text = make_in(folder, target)
+        assert status == 0 and "rms: there is no rms.py, so it is left out of the pages" in text, text
+    assert (results / "rms" / "model.pt").exists()
+    assert "RMS" not in (folder / "README.md").read_text(encoding="utf-8").partition("<!-- end of results -->")[0]
+    assert make_in(folder, "rms")[0] == 2 and "make rms" not in make_in(folder, "help")[1]
+
+
+@needs_make
+def test_the_readmes_lines_classify_a_picture(own_checkout):
+    if not (own_checkout / "results" / "bn").exists():
+        assert make_in(own_checkout, "bn")[0] == 0
+    Image.new("RGB", (100, 60), "blue").save(own_checkout / "picture.png")
+    code = code_of_readme("To classify pictures")
+    assert len(code.splitlines()) == 3
+    done = subprocess.run([sys.executable, "-c", code], cwd=own_checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (answer,) = eval(done.stdout)
+    assert set(answer) == set(common.CLASSES) and sum(answer.values()) == pytest.approx(1, abs=1e-3)
+
+
+@needs_make
+def test_a_script_that_cannot_be_a_variant_is_named(own_checkout):
+    (own_checkout / "my-norm.py").write_text(code_of_readme("## Your own normalization"))
+    status, text = make_in(own_checkout, "my-norm")
+    assert status == 2 and "my-norm.py can't be a variant" in text and "Traceback" not in text
+    status, text = make_in(own_checkout, "summary")
+    assert status == 2 and "my-norm.py can't be a variant" in text and "Traceback" not in text
+    (own_checkout / "my-norm.py").unlink()
+
+
 # --- Makefile, with a Python that only notes what it is asked to run ---
 
 
-PAGES = "-m tools.report pages"
+PAGES = ["-m studies.norms", "-m tools.report pages"]
 TRAINING = ("common.py", "support/averaging.py", "support/images.py", "support/muon.py")
-needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make")
 
 
 @pytest.fixture
@@ -200,7 +302,7 @@ def checkout(tmp_path):
     shutil.copy(common.ROOT / "Makefile", tmp_path)
     (tmp_path / "support").mkdir()
     for name in ("bn.py", "gn.py", "ln.py", "requirements.txt", *TRAINING):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text("RECIPE = Recipe()\n" if name[:-3] in SCRIPTS else "")
     log = tmp_path / "log"
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh
@@ -225,17 +327,17 @@ echo "$@" >> {log}
 @needs_make
 def test_make_all_trains_what_is_missing_or_older(checkout):
     folder, make = checkout
-    assert make("all")[1] == ["bn.py", "gn.py", "ln.py", PAGES]
-    assert make("all")[1] == [PAGES]
+    assert make("all")[1] == ["bn.py", "gn.py", "ln.py", *PAGES]
+    assert make("all")[1] == PAGES
     later = time.time() + 10
     os.utime(folder / "gn.py", (later, later))
-    assert make("all")[1] == ["gn.py", PAGES]
+    assert make("all")[1] == ["gn.py", *PAGES]
     os.utime(folder / "gn.py", (0, 0))
     shutil.rmtree(folder / "results" / "ln")
-    assert make("all")[1] == ["ln.py", PAGES]
+    assert make("all")[1] == ["ln.py", *PAGES]
     for age, name in enumerate(TRAINING):
         os.utime(folder / name, (later + age, later + age))
-        assert make("all")[1] == ["bn.py", "gn.py", "ln.py", PAGES]
+        assert make("all")[1] == ["bn.py", "gn.py", "ln.py", *PAGES]
         os.utime(folder / name, (0, 0))
 
 
@@ -244,8 +346,8 @@ def test_make_seeds_trains_two_more_of_each(checkout):
     _, make = checkout
     seeds = [f"{variant}.py --seed {seed}" for seed in (1, 2) for variant in SCRIPTS]
     assert make("bn")[1] == ["bn.py"]
-    assert make("seeds")[1] == ["gn.py", "ln.py", *seeds, PAGES]
-    assert make("seeds")[1] == make("all")[1] == [PAGES]
+    assert make("seeds")[1] == ["gn.py", "ln.py", *seeds, *PAGES]
+    assert make("seeds")[1] == make("all")[1] == PAGES
 
 
 @needs_make
@@ -254,7 +356,7 @@ def test_make_all_goes_on_where_it_was_interrupted(checkout):
     (folder / "fail-gn.py").write_text("")
     assert make("all")[:2] == (2, ["bn.py"])
     (folder / "fail-gn.py").unlink()
-    assert make("all")[1] == ["gn.py", "ln.py", PAGES]
+    assert make("all")[1] == ["gn.py", "ln.py", *PAGES]
 
 
 @needs_make
@@ -262,7 +364,7 @@ def test_make_bn_always_trains_and_counts_for_make_all_unless_it_had_flags(check
     _, make = checkout
     assert make("bn")[1] == make("bn")[1] == ["bn.py"]
     assert make("gn", "ARGS=--epochs 1")[1] == ["gn.py --epochs 1"]
-    assert make("all")[1] == ["gn.py", "ln.py", PAGES]
+    assert make("all")[1] == ["gn.py", "ln.py", *PAGES]
     flags = "--epochs 1"
     assert make("all", f"ARGS={flags}")[1] == [*(f"{v}.py {flags}" for v in SCRIPTS), f"-m tools.report show {flags}"]
 
@@ -273,7 +375,7 @@ def test_make_alone_lists_every_target(checkout):
     status, ran, out = make()
     assert status == 0 and ran == []
     studies = [f"study-{study.name}" for study in findings.STUDIES]
-    commands = "bn gn ln all seeds test data summary plots check bench ablation torture clean".split()
+    commands = "bn gn ln all seeds test data summary plots augmentation check bench ablation torture clean".split()
     for target in commands + studies:
         assert sum(line.startswith(f"make {target} ") for line in out.splitlines()) == 1, target
 
@@ -282,6 +384,6 @@ def test_make_alone_lists_every_target(checkout):
 def test_make_runs_a_study_and_then_writes_the_pages(checkout):
     _, make = checkout
     for study in findings.STUDIES:
-        assert make(f"study-{study.name}")[1] == [f"-m studies.{study.name}", PAGES]
-    assert make("ablation")[1] == ["-m studies.ablation", PAGES]
+        assert make(f"study-{study.name}")[1] == [f"-m studies.{study.name}", PAGES[1]]
+    assert make("ablation")[1] == ["-m studies.ablation", PAGES[1]]
     assert make("test")[1] == ["-m ruff check", "-m pytest -q test_common.py tests"]

@@ -26,7 +26,6 @@ import torch
 import bn
 import common
 import gn
-from studies.variants import SCRIPTS
 from support import runs, storage
 from tests import world
 from tools import report
@@ -147,7 +146,7 @@ def interrupted_training(folder, variant, seed, number, draw, files):
 
 def kill(trainings, draw, folder, files):
     """The first half of the proof. Raises SystemExit if a run differs, or a phase was never hit."""
-    variants, phases = list(SCRIPTS), [*OCCURRENCES, "random moment"]
+    variants, phases = list(world.SCRIPTS), [*OCCURRENCES, "random moment"]
     jobs = []
     for index in range(trainings):
         chosen = [phases[(index + shift) % len(phases)] for shift in (0, 1, 3)][: draw.randint(1, 3)]

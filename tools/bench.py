@@ -28,7 +28,6 @@ from torch import nn
 
 import common
 import gn
-from studies.variants import SCRIPTS, script_of
 from support import averaging, machine, runs, storage
 from support.images import MEAN, STD
 from support.runs import beyond_noise, markdown, mean_and_sd
@@ -42,7 +41,7 @@ SEEDS, SHORT = (0, 1, 2), 3  # of the accuracy check: seeds, epochs
 TARGET = 0.817  # validation accuracy to race to: the test accuracy of the best public answer to the assignment
 USUAL_EPOCHS = 20
 
-OURS = {variant: (variant, {}) for variant in SCRIPTS}
+OURS = {variant: (variant, {}) for variant in ("bn", "gn", "ln")}
 USUAL = {"usual, 0 workers": ("usual", {"workers": 0}), "usual, 2 workers": ("usual", {"workers": 2})}
 FAST = {"channels_last": True, "allocator": True, "bfloat16": True}
 WITHOUT = {  # ours without one of the things that make it fast
@@ -71,7 +70,7 @@ class Ours:
             nn.Dropout2d = nn.Dropout
         if without == "contiguous":
             gn.GroupNorm = nn.GroupNorm
-        recipe = script_of(variant)
+        recipe = common.script_of(variant)
         self.model = common.build_model(recipe)
         if without != "channels_last":
             self.model.to(memory_format=torch.channels_last)
@@ -142,6 +141,14 @@ class Ours:
         events = [event for event in profile.key_averages() if "convolution" in event.key]
         return sum(event.self_cpu_time_total for event in events) / 1e6 / 10
 
+    def checkpoint_unflushed(self):
+        """Seconds to save one, if nobody waits until it is on the disk itself."""
+        flush, storage.flush = storage.flush, lambda path: None
+        try:
+            return self.checkpoint()
+        finally:
+            storage.flush = flush
+
     def checkpoint(self):
         """Seconds to save one."""
         path, state = common.RESULTS / ".bench-checkpoint.pt", self.training.state_dict()
@@ -177,7 +184,7 @@ class Usual:
         if allocator:
             machine.keep_freed_memory()
         torch.manual_seed(seed)
-        self.recipe = script_of("bn")
+        self.recipe = common.script_of("bn")
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.precision = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
         self.model = common.build_model(self.recipe).to(memory_format=self.format)
@@ -204,7 +211,7 @@ class Usual:
         loss.backward()
         self.optimizer.step()
         share = averaging.share(self.recipe.ema, self.scheduler.last_epoch)
-        for mean, value in zip(self.average.means, self.average.values, strict=True):
+        for mean, value in zip(self.average.means, averaging.floats(self.model), strict=True):
             mean.lerp_(value, share)
         self.scheduler.step()
         return loss.item()
@@ -254,7 +261,7 @@ class Usual:
 
     def learn_by_steps(self, epochs):
         """As learn(), with the optimizer and the steps of the learning rate that are customary."""
-        epoch, self.average.module, self.average.means, self.average.values = len(self.loader), self.model, [], []
+        epoch, self.average = len(self.loader), averaging.MovingAverage(self.model, 0.0)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [10 * epoch, 15 * epoch], 0.1)
         return self.learn(epochs)
@@ -304,7 +311,7 @@ def speed():
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(Implementation(*how)) for name, how in IMPLEMENTATIONS.items()}
         seconds = {name: {"train": [], "evaluate": []} for name in IMPLEMENTATIONS}
-        details = {"parts": [], "multiply_adds_a_second": [], "checkpoint": []}
+        details = {"parts": [], "multiply_adds_a_second": [], "checkpoint": [], "checkpoint_unflushed": []}
         profile = {"convolutions": []}  # in a process apart, since a profiler leaves its traces
         processes |= {name: stack.enter_context(Implementation(*OURS["bn"])) for name in ("details", "profile")}
         for turn in range(ROUNDS + 1):  # the first is for warming up
@@ -314,7 +321,7 @@ def speed():
                     values += [value] if turn else []
             print(f"round {turn} of {ROUNDS}" if turn else "warmed up", flush=True)
     details["start_up"] = [start_up() for _ in range(ROUNDS)]
-    recipe = script_of("bn")
+    recipe = common.script_of("bn")
     return {"seconds": seconds, "details": details | profile, "batch_size": recipe.batch_size, "train_images": TRAINING,
             "multiply_adds": convolution_multiply_adds(recipe)}
 
@@ -347,7 +354,7 @@ def train_ours(epochs, seed=0):
     start = time.perf_counter()
     subprocess.run([sys.executable, "bn.py", *flags], cwd=common.ROOT, check=True)
     seconds = time.perf_counter() - start
-    script = script_of("bn")
+    script = common.script_of("bn")
     run = common.run_name(dataclasses.replace(script, epochs=epochs), script, seed=seed, test=False)
     reached = runs.read(common.RESULTS / run).metrics["val_accuracy"]
     shutil.rmtree(common.RESULTS / run)
@@ -407,10 +414,10 @@ def images_a_second(seconds, train_images):
                    [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in WITHOUT], "---:")
 
 
-def where_time_goes(saved, parts, multiply_adds_a_second, convolutions, checkpoint, start_up):
+def where_time_goes(saved, parts, multiply_adds_a_second, convolutions, checkpoint, checkpoint_unflushed, start_up):
     size, steps = saved["batch_size"], saved["train_images"] // saved["batch_size"]
-    rate, convolutions, checkpoint, start_up = map(
-        statistics.median, (multiply_adds_a_second, convolutions, checkpoint, start_up))
+    rate, convolutions, checkpoint, unflushed, start_up = map(
+        statistics.median, (multiply_adds_a_second, convolutions, checkpoint, checkpoint_unflushed, start_up))
     step, evaluation = (statistics.median(saved["seconds"]["bn"][method]) * images
                         for method, images in (("train", size), ("evaluate", VALIDATION)))
     parts = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
@@ -425,7 +432,8 @@ def where_time_goes(saved, parts, multiply_adds_a_second, convolutions, checkpoi
            f"{1e3 * whole:.1f} ms; undisturbed ones, which also keep account of loss and accuracy, "
            f"{1e3 * step:.1f} ms.) An epoch takes {epoch:.1f} s: {steps} steps "
            f"{steps * step:.1f} s, evaluation of {VALIDATION:,} validation images {evaluation:.2f} s, the checkpoint "
-           f"{checkpoint:.3f} s. From the command to the end of the first step: {start_up:.1f} s.\n")
+           f"{checkpoint:.3f} s, of which {max(0, checkpoint - unflushed):.3f} s to flush it to the disk, so that a "
+           f"power cut can't take it. From the command to the end of the first step: {start_up:.1f} s.\n")
     yield (f"The floor: the convolutions of a training step need {saved['multiply_adds'] / 1e6:.1f} M multiply-adds an "
            f"image, forward and backward; a product of two {MATRIX}x{MATRIX} float32 matrices ran at "
            f"{2 * rate / 1e9:.0f} GFLOP/s, at which an epoch's convolutions take {floor:.1f} s. An epoch takes "

@@ -6,18 +6,23 @@ import re
 import statistics
 import sys
 
+import torch
+
 import common
 from studies import ablation, findings
-from studies.variants import SCRIPTS, load_model, published, recipe_of, script_of
-from support import pictures, runs, storage
+from studies.study import published, variants
+from support import cifar10, pictures, runs, scripts, storage
+from support.layers import receptive_fields
 from support.runs import markdown, mean_and_sd, percent
 from support.storage import RunError, write_file
 from tools import bench
 
 OTHERS = [  # test accuracy in per cent, as their authors give it; the budget of the first two is the assignment's
-    ["best public answer to the assignment that we found", "81.7", "75.0", "73.7", "< 50,000", "≤ 20", "test set"],
-    ["the assignment's course notes (validation accuracy)", "76", "70", "–", "< 50,000", "≤ 20", "early stopping"],
-    ["MLPerf Tiny's quality target (not a result), and its reference network", "85", "", "", "78,000", "500", ""],
+    ("best public answer to the assignment that we found", {"bn": "81.7", "gn": "75.0", "ln": "73.7"},
+     "< 50,000", "≤ 20", "test set"),
+    ("the assignment's course notes (validation accuracy)", {"bn": "76", "gn": "70", "ln": "–"},
+     "< 50,000", "≤ 20", "early stopping"),
+    ("MLPerf Tiny's quality target (not a result), and its reference network", {"bn": "85"}, "78,000", "500", ""),
 ]
 README = common.ROOT / "README.md"
 
@@ -69,14 +74,15 @@ def class_accuracies(group):
 
 def beside_others(groups):
     """A Markdown table of our test accuracy beside the figures of others."""
-    head = ["", *(f"{variant.upper()}, %" for variant in SCRIPTS), "parameters", "epochs", "epoch chosen on"]
-    by_variant = {group[0]["variant"]: group for group in groups}
-    cells = [f"**{percent([m['test_accuracy'] for m in by_variant[v]])}**" if v in by_variant else "–" for v in SCRIPTS]
+    head = ["", *(f"{variant.upper()}, %" for variant in variants()), "parameters", "epochs", "epoch chosen on"]
+    reached = {group[0]["variant"]: f"**{percent([m['test_accuracy'] for m in group])}**" for group in groups}
+    cells = [reached.get(variant, "–") for variant in variants()]
     parameters = " or ".join(sorted({f"{group[0]['parameters']:,}" for group in groups}))
     counts = sorted({len(group) for group in groups})
     count = f"mean of {' or '.join(map(str, counts))} seeds" if counts != [1] else "one seed"
     ours = [f"this project ({count})", *cells, parameters, str(groups[0][0]["max_epochs"]), "validation set"]
-    return markdown(head, [ours, *OTHERS])
+    others = [[name, *(cells.get(variant, "") for variant in variants()), *rest] for name, cells, *rest in OTHERS]
+    return markdown(head, [ours, *others])
 
 
 def all_tables(groups):
@@ -125,21 +131,51 @@ def write_pages():
     groups = published()
     if not groups:
         raise RunError("nothing to compare yet: type `make all`")
-    pictures.draw_comparison(groups, common.RESULTS / "comparison.png")
+    findings.draw_all(lambda study: study.read)  # what the published runs show, without a study of its own
+    pictures.draw_comparison(groups, scripts.colours(common.ROOT), common.RESULTS / "comparison.png")
     for path, text in pages(groups).items():
         write_file(path, text.encode())
     print(all_tables(groups))
 
 
 def plots():
-    """Redraw every picture and page from the saved results."""
+    """Redraw every picture and page from the saved results, and what augmentation does if the data set is here."""
     for folder in runs.complete(common.RESULTS):
         storage.verify(folder, pictures=False)
-        if (folder / "model.pt").exists():  # if not, only its numbers were kept
-            pictures.draw_run(folder)
+        if variant_of(folder) in variants() and (folder / "model.pt").exists():  # if not, only its numbers were kept
+            pictures.draw_run(folder, scripts.colours(common.ROOT))
             storage.sign(folder)
+    if cifar10.complete(common.DATA):
+        augmentation()
     findings.draw_all()
     write_pages()
+
+
+def variant_of(folder):
+    """The variant of a run. Says so if its script is gone."""
+    variant = runs.read(folder).metrics["variant"]
+    if variant not in variants():
+        print(f"{folder.name}: there is no {variant}.py, so it is left out of the pages")
+    return variant
+
+
+def augmentation(args=()):
+    """Draw what the network sees in training, by the recipe of bn.py with the flags `args`: results/augmentation.png,
+    or with flags augmentation-<flags>.png."""
+    script = common.script_of("bn")
+    recipe, options = common.parse_args(script, args)
+    images, targets = common.load_data("train")
+    images = images[(targets == torch.arange(len(common.CLASSES))[:, None]).int().argmax(1)]  # the first of each class
+    rows, generator = {"as it is": images}, torch.Generator().manual_seed(options.seed)
+    for epoch, name in (1, "first epoch"), (recipe.epochs, "last epoch"):
+        draws = common.draw_augmentation(len(images), recipe, epoch, generator)
+        rows[f"{name}: up to {common.crop_of(recipe, epoch)} pixels"] = common.augment(images, *draws, recipe.cutout)
+    name = common.run_name(recipe, script, options.limit, options.seed, options.test).replace("bn", "augmentation", 1)
+    title = (f"What the network sees in training: images shifted by up to {recipe.crop} pixels in the first epoch and "
+             f"{recipe.final_crop} in the last,\n{'half of them mirrored' if recipe.flip else 'none mirrored'}, "
+             f"half of them with a square of {recipe.cutout} pixels blanked")
+    pictures.draw_images(rows, title, common.RESULTS / f"{name}.png")
+    print(f"see {common.RESULTS / name}.png")
 
 
 # --- Checks ---
@@ -162,12 +198,15 @@ def check_run(folder, test_set):
     """Raise RunError unless a run is what was signed, of its script's recipe, and its weights as good as it says."""
     storage.verify(folder)
     metrics, _ = runs.read(folder)
-    recipe = recipe_of(metrics)
-    if folder.name == metrics["variant"] and recipe != script_of(metrics["variant"]):
+    if variant_of(folder) not in variants():
+        return
+    recipe = common.recipe_of(metrics)
+    if folder.name == metrics["variant"] and recipe != common.script_of(metrics["variant"]):
         raise RunError(f"{folder} has another recipe than {folder.name}.py: type `make {folder.name}`")
     if metrics["test_accuracy"] is None or not (folder / "model.pt").exists():
-        return print(f"{folder.name}: files as signed; no weights, or not tested")
-    loss, accuracy, _ = common.evaluate(load_model(folder), *test_set)
+        print(f"{folder.name}: files as signed; no weights, or not tested")
+        return
+    loss, accuracy, _ = common.evaluate(common.load_model(folder), *test_set)
     differing = round(abs(accuracy - metrics["test_accuracy"]) * len(test_set[0]))
     print(f"{folder.name}: files as signed; test accuracy {accuracy:.2%}, loss {loss:.4f}; {differing} images differ")
     if differing > 10 or not abs(loss - metrics["test_loss"]) <= 1e-3:
@@ -191,10 +230,25 @@ def check_pages():
 
 
 def summary():
-    """Print torchinfo's table of every variant, and the budget."""
-    for variant in SCRIPTS:
-        info = common.describe(script_of(variant))
-        print(f"{variant}.py\n{info}\n{info.total_params:,} parameters, fewer than {common.MAX_PARAMETERS:,}\n")
+    """Print torchinfo's table of every variant, with what each layer sees, and the budget."""
+    columns = {f"({name})": f"{f'{field}x{field}':>16}{jump or '–':>8}"
+               for name, (field, jump) in seen_by_layers().items()}
+    columns["(var_name)"] = f"{'Receptive field':>16}{'Jump':>8}"
+    for variant in variants():
+        info = common.describe(common.script_of(variant))
+        print(f"{variant}.py")
+        for line in str(info).splitlines():
+            print(line.ljust(140) + next((text for layer, text in columns.items() if layer in line), ""))
+        print(f"{info.total_params:,} parameters, fewer than {common.MAX_PARAMETERS:,}; receptive field and jump in "
+              "pixels of the image\n")
+
+
+def seen_by_layers():
+    """Layer -> its receptive field and its jump in pixels of the image; no jump where there is only one output."""
+    sizes = {"C": (3, 1), "c": (1, 1), "P": (2, 2), "G": (8, 8)}  # kernel and stride; GAP takes all 8x8 positions
+    found = receptive_fields([sizes[name[0]] for name in common.LAYERS])
+    return {name: (field, jump if name not in ("GAP", "c11") else None)
+            for name, (field, jump) in zip(common.LAYERS, found, strict=True)}
 
 
 def data():
@@ -206,8 +260,8 @@ def data():
 def show(args):
     """Print the table of the variants' runs with the flags `args`."""
     groups = []
-    for variant in SCRIPTS:
-        script = script_of(variant)
+    for variant in variants():
+        script = common.script_of(variant)
         recipe, options = common.parse_args(script, args)
         folder = common.RESULTS / common.run_name(recipe, script, options.limit, options.seed, options.test)
         storage.verify(folder, pictures=False)
@@ -216,13 +270,18 @@ def show(args):
 
 
 def main(argv=None):
-    commands = {"data": data, "summary": summary, "plots": plots, "pages": write_pages, "check": check, "show": show}
+    commands = {"data": data, "summary": summary, "plots": plots, "pages": write_pages, "check": check}
+    with_flags = {"show": show, "augmentation": augmentation}
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
-    parser.add_argument("command", choices=commands)
-    parser.add_argument("args", nargs=argparse.REMAINDER, help="for show: the flags of the runs")
+    parser.add_argument("command", choices=commands | with_flags)
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="for show and augmentation: flags of a script")
     options = parser.parse_args(argv)
     try:
-        commands[options.command](*([options.args] if options.command == "show" else []))
+        scripts.check(common.ROOT)
+        if options.command in with_flags:
+            with_flags[options.command](options.args)
+        else:
+            commands[options.command]()
     except (RunError, OSError) as error:
         sys.exit(f"{options.command}: {error}")
 

@@ -1,0 +1,61 @@
+"""What can be told of layers without training: can one stand in a network, and how far does each see? For common.py,
+for the table of layers, and for whoever writes a norm."""
+
+import torch
+from torch import nn
+
+from support import machine
+
+CPU = torch.device("cpu")
+
+
+def fault_of(make, widths):
+    """What is wrong with the layers that `make` makes for these numbers of channels, in words, or None.
+
+    They must map activations (N, C, H, W) to the same, to finite numbers with finite gradients: tried on four random
+    images in training and one in evaluation, in the precision that trainings have. Random states stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        for channels in sorted(set(widths)):
+            try:
+                layer = make(channels)
+            except Exception as error:  # of whatever kind: it is somebody's work in progress
+                return f"raises {in_a_line(error)} when it is made for {channels} channels"
+            if not isinstance(layer, nn.Module):
+                return f"makes no nn.Module, but {layer!r:.80}"
+            for mode, count in ("training", 4), ("evaluation", 1):
+                x = torch.randn(count, channels, 8, 8, requires_grad=True)
+                if fault := fault_on(layer.train(mode == "training"), x):
+                    return f"{fault} in {mode}, of activations of shape {tuple(x.shape)}"
+    return None
+
+
+def fault_on(layer, x):
+    """What is wrong with what a layer makes of x, in words, or None."""
+    try:
+        with machine.mixed_precision(CPU):
+            y = layer(x.to(getattr(torch, machine.precision(CPU)), memory_format=torch.channels_last))
+        if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+            return f"makes {tuple(y.shape) if isinstance(y, torch.Tensor) else repr(y)[:80]}"
+        y.float().square().sum().backward()
+    except Exception as error:
+        return f"raises {in_a_line(error)}"
+    if not (y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()):
+        return "makes numbers or gradients that are not finite"
+    return None
+
+
+def in_a_line(error):
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def receptive_fields(layers):
+    """For layers as (kernel size, stride), from the first on: the receptive field and the jump of each, in pixels.
+
+    An output depends on a square of the image of that side, as far as it lies within the image; the squares of two
+    neighbours are a jump apart. Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning"; Araujo
+    et al. 2019, "Computing Receptive Fields of Convolutional Neural Networks"."""
+    field, jump, found = 1, 1, []
+    for kernel, stride in layers:
+        field, jump = field + (kernel - 1) * jump, jump * stride
+        found.append((field, jump))
+    return found
