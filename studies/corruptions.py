@@ -8,18 +8,16 @@ Which norm wins depends on what is altered, so it is told by kind; names and sev
 Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", and colour is added.
 """
 
-import copy
 import statistics
 
 import numpy
-import torch
-from torch import nn
 
 import common
 from studies import study
 from studies.study import Study, draw_line, emphasized, name_of, published_models
-from support import machine, pictures
+from support import pictures
 from support.corruptions import CORRUPTIONS, SEVERITIES
+from support.layers import with_statistics_of
 from support.runs import beyond_noise, markdown, percent
 from support.storage import RunError
 
@@ -27,18 +25,9 @@ UNALTERED, ADAPTED = "as they are", " adapted"
 ALL = {name: how for kind in CORRUPTIONS.values() for name, how in kind.items()}
 
 
-@torch.no_grad()
 def adapted(model, images):
     """A copy of a network whose batch norms have their means and variances from these images; None without any."""
-    model = copy.deepcopy(model).eval()
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.train().momentum = None  # a plain mean over the batches
-    with machine.mixed_precision(images.device):
-        for batch in images.split(500):
-            model(common.normalize(batch))
-    return model.eval() if layers else None
+    return with_statistics_of(model, (common.normalize(batch) for batch in images.split(500)))
 
 
 def measure():

@@ -1,5 +1,7 @@
-"""What can be told of layers without training: can one stand in a network, and how far does each see? For common.py,
-for the table of layers, and for whoever writes a norm."""
+"""What can be done with layers without training: can one stand in a network, how far does each see, and what if batch
+norm took its statistics from other images? For common.py, the table of layers, and whoever writes a norm."""
+
+import copy
 
 import torch
 from torch import nn
@@ -46,6 +48,21 @@ def fault_on(layer, x):
 
 def in_a_line(error):
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+@torch.no_grad()
+def with_statistics_of(model, batches):
+    """A copy of a model, in evaluation mode, whose batch norms have the plain mean of the means and variances of these
+    batches of inputs; None if it has no batch norm."""
+    model = copy.deepcopy(model).eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.train().momentum = None  # which stands for a plain mean
+    for batch in batches if layers else ():
+        with machine.mixed_precision(batch.device):
+            model(batch)
+    return model.eval() if layers else None
 
 
 def receptive_fields(layers):

@@ -108,6 +108,9 @@ def results_page(groups, sections):
     parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the files of the runs.\n",
              all_tables(groups),
              "![Validation loss and accuracy of the variants, epoch by epoch](comparison.png)\n"]
+    if (common.RESULTS / "augmentation.png").exists():
+        parts.append("## What the network sees\n\n![The first image of each class, as it is and as it is drawn in the "
+                     "first and the last epoch](augmentation.png)\n\n`make augmentation` draws it, by any flags.\n")
     for group in groups:
         name = group[0].metrics["run"]
         parts.append(f"## {name}\n\n![Loss and accuracy of {name}, epoch by epoch]({name}/curves.png)\n\n"
@@ -160,9 +163,9 @@ def variant_of(folder):
 
 
 def augmentation(args=()):
-    """Draw what the network sees in training, by the recipe of bn.py with the flags `args`: results/augmentation.png,
-    or with flags augmentation-<flags>.png."""
-    script = common.script_of("bn")
+    """Draw what the network sees in training, by the recipe of the first script with the flags `args`:
+    results/augmentation.png, or with flags augmentation-<flags>.png."""
+    script = common.script_of(variants()[0])
     recipe, options = common.parse_args(script, args)
     images, targets = common.load_data("train")
     images = images[(targets == torch.arange(len(common.CLASSES))[:, None]).int().argmax(1)]  # the first of each class
@@ -170,12 +173,14 @@ def augmentation(args=()):
     for epoch, name in (1, "first epoch"), (recipe.epochs, "last epoch"):
         draws = common.draw_augmentation(len(images), recipe, epoch, generator)
         rows[f"{name}: up to {common.crop_of(recipe, epoch)} pixels"] = common.augment(images, *draws, recipe.cutout)
-    name = common.run_name(recipe, script, options.limit, options.seed, options.test).replace("bn", "augmentation", 1)
+    name = common.run_name(recipe, script, options.limit, options.seed, options.test)
+    path = common.RESULTS / f"augmentation{name.removeprefix(script.variant)}.png"
+    blanked = f"half of them with a square of {recipe.cutout} pixels blanked" if recipe.cutout else "none blanked"
     title = (f"What the network sees in training: images shifted by up to {recipe.crop} pixels in the first epoch and "
-             f"{recipe.final_crop} in the last,\n{'half of them mirrored' if recipe.flip else 'none mirrored'}, "
-             f"half of them with a square of {recipe.cutout} pixels blanked")
-    pictures.draw_images(rows, title, common.RESULTS / f"{name}.png")
-    print(f"see {common.RESULTS / name}.png")
+             f"{recipe.final_crop} in the last,\n{'half of them' if recipe.flip else 'none'} mirrored, {blanked}")
+    path.parent.mkdir(exist_ok=True)
+    pictures.draw_images(rows, title, path)
+    print(f"see {path}")
 
 
 # --- Checks ---
