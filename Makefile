@@ -61,8 +61,9 @@ $(foreach seed,1 2,$(foreach v,$(VARIANTS),\
   $(eval $(call train,$(v)-$(seed),$(v),$(v)-seed=$(seed),--seed $(seed)))))
 
 test: environment ## check the style and run the tests; they need neither data set nor network
+	@$(RUN) -c "import pytest, ruff, xdist" || { echo "$(RUN) lacks a requirement: see requirements.txt" >&2; exit 1; }
 	$(RUN) -m ruff check
-	$(RUN) -m pytest -q test_common.py tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal test_common.py tests
 
 data: environment ## get CIFAR-10 into data/ and check it
 	$(RUN) -m tools.report data
@@ -106,7 +107,7 @@ clean: ## remove .venv, caches and leftovers; data and results stay
 # .venv is made anew unless its stamp, written last, names this interpreter and these requirements.
 ifeq ($(VENV),no)
 environment:
-	@$(PYTHON) -c "import torch, torchvision, torchinfo, matplotlib, tqdm, pytest, ruff" || \
+	@$(PYTHON) -c "import torch, torchvision, torchinfo, matplotlib, tqdm" || \
 	  { echo "$(PYTHON) lacks a requirement: see requirements.txt, or leave out VENV=no" >&2; exit 1; }
 else
 environment:

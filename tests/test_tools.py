@@ -61,7 +61,7 @@ def test_seeds_are_pooled_if_they_are_alike(copied, capsys):
     assert not list(copied.results.glob("bn-seed=*/*.png"))
     for key, value in {"torch": "2.5.1", "device": "cuda", "recipe": {"epochs": 7}}.items():
         change_metrics(copied.results / "bn-seed=2", **{key: value})
-        report.main(["plots"])
+        report.main(["pages"])
         text = (copied.folder / "README.md").read_text()
         assert "| bn | 2 |" in text and text.count("**95.00 ± 7.07**") == 2
 
@@ -231,7 +231,8 @@ def make_in(folder, *args):
     python.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     command = ["make", *args, "VENV=no", f"PYTHON={python}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # for each of the two jobs of -j2
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=one_thread)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -250,14 +251,11 @@ def test_the_script_of_the_readme_is_a_variant_by_being_there_and_none_without_i
     for name in ("comparison", "confusions", "norms"):
         assert (results / f"{name}.png").stat().st_size > 10_000
     assert set(json.loads((results / "studies" / "norms.json").read_text())) == {"bn", "gn", "ln", "rms"}
-    status, text = make_in(folder, "summary")
-    assert status == 0 and "rms.py\n" in text and "RMSNorm (norm)" in text
     before = {path: path.read_bytes() for path in results.glob("**/*") if path.is_file()}
-    assert make_in(folder, "plots")[0] == 0
+    status, text = make_in(folder, "-j2", "summary", "plots")
+    assert status == 0 and "rms.py\n" in text and "RMSNorm (norm)" in text
     assert all(path.read_bytes() == data for path, data in before.items() if path != results / "README.md")
     assert (results / "augmentation.png").exists() and "(augmentation.png)" in (results / "README.md").read_text()
-    status, text = make_in(folder, "augmentation", "ARGS=--crop 8 --cutout 0")
-    assert status == 0 and (results / "augmentation-crop=8-cutout=0.png").exists()
     status, text = make_in(folder, "check")
     assert status == 0 and "rms: files as signed; test accuracy" in text and "0 images differ" in text
     (folder / "rms.py").unlink()
@@ -267,6 +265,13 @@ def test_the_script_of_the_readme_is_a_variant_by_being_there_and_none_without_i
     assert (results / "rms" / "model.pt").exists()
     assert "RMS" not in (folder / "README.md").read_text(encoding="utf-8").partition("<!-- end of results -->")[0]
     assert make_in(folder, "rms")[0] == 2 and "make rms" not in make_in(folder, "help")[1]
+
+
+def test_augmentation_is_drawn_by_any_flags(trained, capsys):
+    report.main(["augmentation", "--crop", "8", "--cutout", "0"])
+    path = trained.results / "augmentation-crop=8-cutout=0.png"
+    assert path.stat().st_size > 10_000 and str(path) in capsys.readouterr().out
+    path.unlink()
 
 
 @needs_make
@@ -388,4 +393,4 @@ def test_make_runs_a_study_and_then_writes_the_pages(checkout):
     for study in findings.STUDIES:
         assert make(f"study-{study.name}")[1] == [f"-m studies.{study.name}", PAGES[1]]
     assert make("ablation")[1] == ["-m studies.ablation", PAGES[1]]
-    assert make("test")[1] == ["-m ruff check", "-m pytest -q test_common.py tests"]
+    assert make("test")[1] == ["-m ruff check", "-m pytest -q -n 2 --dist worksteal test_common.py tests"]

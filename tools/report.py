@@ -150,7 +150,7 @@ def plots():
             storage.sign(folder)
     if cifar10.complete(common.DATA):
         augmentation()
-    findings.draw_all()
+    findings.draw_all(lambda study: not study.read)
     write_pages()
 
 
