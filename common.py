@@ -414,7 +414,8 @@ def run_recipe(recipe, run, options):
         metrics = initial_metrics(recipe, run, options, len(train_set[0]))
         torch.manual_seed(options.seed)
         model = build_model(recipe).to(options.device, memory_format=torch.channels_last)
-        training = Training(model, recipe, train_set, options.seed)
+        with machine.interrupts_held():  # torch imports half of itself when it makes its first optimizer
+            training = Training(model, recipe, train_set, options.seed)
         train_or_resume(training, val_set, folder, metrics, options)
         metrics, tensors = evaluate_run(training, val_set, metrics, options)
         save_run(training, metrics, tensors, folder, options)

@@ -1,5 +1,6 @@
 """Proofs of common.py and of the scripts, in the order of common.py, on synthetic data. No network, no data set."""
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -699,6 +700,22 @@ def test_a_run_is_held_by_one_process(world, capsys):
         assert run(bn.RECIPE, "--epochs", "1") == 1
     assert f"process {os.getpid()} is at work on the run bn-epochs=1" in capsys.readouterr().err
     assert run(bn.RECIPE, "--epochs", "1") == 0
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_obeyed_also_while_torch_imports_what_would_swallow_it(world, monkeypatch, capsys, number, status):
+    build_optimizer = common.build_optimizer
+
+    def swallowing(*args):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+        return build_optimizer(*args)
+
+    monkeypatch.setattr(common, "build_optimizer", swallowing)
+    assert run(bn.RECIPE, "--epochs", "1") == status
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not list(world.results.glob(".new/*/*"))
 
 
 def test_sigterm_ends_with_143_and_one_line(world, monkeypatch, capsys):

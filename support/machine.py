@@ -22,6 +22,21 @@ def interrupt_on_sigterm():
     signal.signal(signal.SIGTERM, interrupt)
 
 
+@contextlib.contextmanager
+def interrupts_held():
+    """Hold SIGINT and SIGTERM back to the end of the block, for what would swallow them: the import of a compiled
+    package turns whatever is raised in it into its own failure, which many who import it in a try overlook."""
+    held, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda number, frame: held.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
 def keep_freed_memory():
     """Tell glibc to keep freed memory for the next tensor; by default large blocks go back to the kernel every time."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
