@@ -216,7 +216,8 @@ def main(study, argv=None):
             path = numbers_file(study.name, "json")
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_signed(path, (json.dumps(study.measure(), indent=1) + "\n").encode())
-        train_missing(study.name, study.trainings)
+        if study.trainings:
+            train_missing(study.name, study.trainings)
         print(draw(study) or "there is nothing to draw yet: type `make all`")
     except (RunError, OSError) as error:
         sys.exit(f"{study.name}: {error}")

@@ -21,7 +21,8 @@ def found(folder):
 
 def names(folder):
     """The names of the scripts in a folder: those of `found` that can be variants."""
-    return [name for name in found(folder) if not fault(name, found(folder))]
+    candidates = found(folder)
+    return [name for name in candidates if not fault(name, candidates)]
 
 
 def fault(name, others):
@@ -41,8 +42,9 @@ def as_identifier(name):
 
 def check(folder):
     """Raise RunError if a script's name is of no use."""
-    for name in found(folder):
-        if sentence := fault(name, found(folder)):
+    candidates = found(folder)
+    for name in candidates:
+        if sentence := fault(name, candidates):
             raise RunError(sentence)
 
 
@@ -56,8 +58,9 @@ def colours(folder):
 
 def recipe(folder, name):
     """What a script of the folder calls RECIPE. Raises RunError if there is no such script, or it can't be loaded."""
-    if name not in names(folder):
-        raise RunError(f"there is no variant {name!r}, only {', '.join(names(folder))}")
+    known = names(folder)
+    if name not in known:
+        raise RunError(f"there is no variant {name!r}, only {', '.join(known)}")
     try:
         return importlib.import_module(name).RECIPE
     except Exception as error:  # of whatever kind: the script is somebody's work in progress
