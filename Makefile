@@ -4,17 +4,18 @@
 #   make bn PYTHON=python3.12     the interpreter that .venv is made with
 #   make bn VENV=no               use PYTHON's own environment and install nothing (Colab, conda)
 #   make bn PIP_ARGS="..."        arguments for `pip install`
+#   make seeds JOBS=4             trainings at a time, also of ablation and study-*; by default what the machine has room for
 
 PYTHON ?= python3
 VENV ?= yes
 ARGS ?=
 PIP_ARGS ?=
+JOBS ?=
 # A script is a variant by being there, with a line that begins with RECIPE.
 VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -l "^RECIPE = " *.py)))
 STUDIES := study-norms study-dropout study-groups study-batch_size study-learning_rate study-corruptions study-confusions
-TRAINING := common.py support/averaging.py support/images.py support/muon.py  # what a training's weights depend on
+SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 SHELL := /bin/sh
-STAMPS := results/.trained
 
 ifeq ($(VENV),no)
 RUN := $(PYTHON)
@@ -23,7 +24,7 @@ RUN := .venv/bin/python
 endif
 
 .PHONY: help all seeds $(VARIANTS) test data summary plots augmentation check bench ablation torture clean environment \
-  force $(STUDIES)
+  $(STUDIES)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,12 +32,11 @@ help: ## this list
 	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-19s %s\n", names[i], $$2 }'
 
 $(VARIANTS): environment ## train this variant, test it, and write its folder in results/
-	@mkdir -p $(STAMPS) && touch $(STAMPS)/$@.begun
 	$(RUN) $@.py $(ARGS)
-	@$(if $(ARGS),rm,mv) $(STAMPS)/$@.begun $(if $(ARGS),,$(STAMPS)/$@)
 
 ifeq ($(strip $(ARGS)),)
-all: $(VARIANTS:%=$(STAMPS)/%) ## train what is missing here or older than its script, and compare the variants
+all: environment ## train what was not trained here by the code as it stands, and compare the variants
+	$(RUN) -m studies.seeds --seeds 0 --jobs $(or $(JOBS),1)
 	$(RUN) -m studies.norms
 	$(RUN) -m tools.report pages
 else
@@ -44,21 +44,10 @@ all: $(VARIANTS)
 	$(RUN) -m tools.report show $(ARGS)
 endif
 
-seeds: $(VARIANTS:%=$(STAMPS)/%) $(VARIANTS:%=$(STAMPS)/%-1) $(VARIANTS:%=$(STAMPS)/%-2) ## as all, with seeds 1 and 2
+seeds: environment ## as all, with seeds 1 and 2
+	$(RUN) -m studies.seeds $(SIDE_BY_SIDE)
 	$(RUN) -m studies.norms
 	$(RUN) -m tools.report pages
-
-# train,stamp,variant,folder of the run,flags. A stamp is as old as the beginning of its training, so that what is
-# edited meanwhile counts as newer.
-define train
-$(STAMPS)/$(1): $(2).py $(TRAINING) $(if $(wildcard results/$(3)/SHA256SUMS),,force) | environment
-	@mkdir -p $$(STAMPS) && touch $$@.begun
-	$$(RUN) $(2).py $(4)
-	@mv $$@.begun $$@
-endef
-$(foreach v,$(VARIANTS),$(eval $(call train,$(v),$(v),$(v),)))
-$(foreach seed,1 2,$(foreach v,$(VARIANTS),\
-  $(eval $(call train,$(v)-$(seed),$(v),$(v)-seed=$(seed),--seed $(seed)))))
 
 test: environment ## check the style and run the tests; they need neither data set nor network
 	@$(RUN) -c "import pytest, ruff, xdist" || { echo "$(RUN) lacks a requirement: see requirements.txt" >&2; exit 1; }
@@ -81,7 +70,7 @@ bench: environment ## measure the speed here, beside the usual way of writing it
 	$(RUN) -m tools.bench $(ARGS)
 
 ablation: environment ## measure what each choice of the recipes is worth, in short trainings
-	$(RUN) -m studies.ablation
+	$(RUN) -m studies.ablation $(SIDE_BY_SIDE)
 	$(RUN) -m tools.report pages
 
 study-norms: ## draw activations before and after each norm (seconds)
@@ -92,7 +81,7 @@ study-learning_rate: ## how high may the learning rate be? (half an hour)
 study-corruptions: ## which norm keeps its accuracy on altered images? (ten minutes)
 study-confusions: ## which classes are easy, which hard? (seconds)
 $(STUDIES): environment
-	$(RUN) -m studies.$(@:study-%=%)
+	$(RUN) -m studies.$(@:study-%=%) $(SIDE_BY_SIDE)
 	$(RUN) -m tools.report pages
 
 torture: environment ## kill, interrupt and damage short trainings, and see that nothing is lost (under 15 minutes)

@@ -405,9 +405,10 @@ def run_recipe(recipe, run, options):
     """Train by a recipe, choose the epoch by validation, look at the test set once, and leave the run's folder behind.
 
     Raises RunError, and RecipeError for a batch or a limit larger than the training set."""
-    place = options.results / run
+    place, code = options.results / run, scripts.code(ROOT, recipe.variant)
     finished = run in storage.finish_interrupted(options.results)
     if finished and runs.read(place).metrics["recipe"] == recipe.values() and not options.fresh:
+        storage.stamp(place, code)
         return print(f"{run}: the interrupted run was complete; it is now in {place}")
     with storage.unfinished(place) as folder:
         train_set, val_set = load_sets(recipe, options)
@@ -420,6 +421,8 @@ def run_recipe(recipe, run, options):
         metrics, tensors = evaluate_run(training, val_set, metrics, options)
         save_run(training, metrics, tensors, folder, options)
         replaced = storage.put_in_place(folder)
+    if not options.numbers_only:
+        storage.stamp(place, code)
     runs.announce(metrics, place, replaced)
 
 

@@ -5,11 +5,13 @@ matters most to plain SGD; shifts, cutout and dropout show their worth only in l
 to be gained against overfitting. Meyes et al. 2019, "Ablation Studies in Artificial Neural Networks".
 """
 
+import argparse
 import statistics
 import sys
 
 from studies import tried
-from studies.study import SEEDS, VALIDATION, accuracies, pooled, train_missing, validation_cells
+from studies.study import SEEDS, VALIDATION, accuracies, validation_cells
+from studies.trainings import add_options, pooled, print_missing, train_missing
 from support.runs import markdown
 from support.storage import RunError
 
@@ -83,9 +85,15 @@ def page():
     return "\n".join([*parts, tried.section()])
 
 
-def main():
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m studies.ablation", description=__doc__.partition("\n")[0])
+    add_options(parser)
+    options = parser.parse_args(argv)
     try:
-        train_missing("ablation", trainings())
+        if options.list:
+            print_missing("ablation", trainings())
+        else:
+            train_missing("ablation", trainings(), options.jobs)
     except RunError as error:
         sys.exit(f"ablation: {error}")
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import common
 from studies import study
-from studies.study import LINES, Study, colour_of, name_of, published, variants
+from studies.study import LINES, Study, colour_of, name_of, published
+from studies.trainings import variants
 from support import pictures
 from support.runs import markdown, value_range
 

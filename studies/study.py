@@ -1,18 +1,13 @@
-"""What the studies share: short trainings that are done once, and how what they found is compared and drawn.
-
-A training that is finished, or has diverged, is not trained again unless its script's recipe has changed; one that was
-interrupted goes on. Of each, a line of numbers is kept in results/studies/<study>.jsonl.
-"""
+"""What the studies share: what a study is, and how what it found is compared, drawn and told."""
 
 import argparse
 import dataclasses
 import json
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 
 import common
+from studies.trainings import add_options, numbers_file, pooled, print_missing, train_missing, variants
 from support import machine, pictures, runs, scripts, storage
 from support.runs import beyond_noise, markdown, mean_and_sd
 from support.storage import RunError
@@ -58,67 +53,11 @@ class Study:
         return pooled(self.name, self.trainings)
 
 
-def numbers_file(name, ending="jsonl"):
-    return common.RESULTS / runs.STUDIES / f"{name}.{ending}"
-
-
 def picture_file(study):
     return common.RESULTS / f"{study.name}.png"
 
 
-# --- Trainings ---
-
-
-def plan(variant, flags):
-    """The name and the recipe of a training."""
-    script = common.script_of(variant)
-    recipe, options = common.parse_args(script, shlex.split(flags))
-    return common.run_name(recipe, script, options.limit, options.seed, options.test), recipe
-
-
-def finished(saved, variant, flags):
-    """The metrics of a training; None if it is missing, or by a recipe that is no longer its script's."""
-    name, recipe = plan(variant, flags)
-    return saved[name] if name in saved and saved[name]["recipe"] == recipe.values() else None
-
-
-def pooled(name, trainings):
-    """The metrics of all trainings of a study, {(line, x): a list over the seeds}; None if one is missing."""
-    saved, found = runs.read_lines(numbers_file(name)), {}
-    if not {variant for variant, _ in trainings.values()} <= set(variants()):
-        return None
-    for (line, x, _), training in trainings.items():
-        metrics = finished(saved, *training)
-        if not metrics:
-            return None
-        found.setdefault((line, x), []).append(metrics)
-    return found
-
-
-def train_missing(name, trainings):
-    """Train what results/studies/<name>.jsonl lacks. Raises RunError if interrupted, or if a training ends without a
-    result; to diverge is one."""
-    machine.interrupt_on_sigterm()  # else a kill would leave the training at work
-    path, waiting = numbers_file(name), common.RESULTS / runs.STUDIES / ".running" / name
-    runs.collect(waiting, path)
-    for variant, flags in trainings.values():
-        if not finished(runs.read_lines(path), variant, flags):
-            command = [f"{variant}.py", *shlex.split(flags), "--numbers-only", "--results", waiting]
-            try:
-                done = subprocess.run([sys.executable, *command], cwd=common.ROOT, check=False)
-            except KeyboardInterrupt:  # by which subprocess.run has ended the training
-                raise RunError("interrupted; the same command goes on from there") from None
-            runs.collect(waiting, path)
-            if not finished(runs.read_lines(path), variant, flags):
-                raise RunError(f"{variant}.py {flags} ended with status {done.returncode}")
-
-
 # --- What is published ---
-
-
-def variants():
-    """The names of the scripts."""
-    return scripts.names(common.ROOT)
 
 
 def published():
@@ -209,15 +148,18 @@ def draw(study):
 def main(study, argv=None):
     """Train or measure what a study lacks, draw its picture, and print its finding."""
     parser = argparse.ArgumentParser(prog=f"python -m studies.{study.name}", description=study.question)
-    parser.parse_args(argv)
+    add_options(parser)
+    options = parser.parse_args(argv)
     try:
+        if options.list:
+            return print_missing(study.name, study.trainings)
         machine.keep_freed_memory()
         if study.measure:
             path = numbers_file(study.name, "json")
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_signed(path, (json.dumps(study.measure(), indent=1) + "\n").encode())
         if study.trainings:
-            train_missing(study.name, study.trainings)
+            train_missing(study.name, study.trainings, options.jobs)
         print(draw(study) or "there is nothing to draw yet: type `make all`")
     except (RunError, OSError) as error:
         sys.exit(f"{study.name}: {error}")

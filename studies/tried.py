@@ -4,7 +4,8 @@ Their numbers alone are left, in results/studies/tried.jsonl: of some, the code 
 of results/ablation.md; a training each, so a small difference says nothing.
 """
 
-from studies.study import VALIDATION, numbers_file, validation_cells
+from studies.study import VALIDATION, validation_cells
+from studies.trainings import numbers_file
 from support.runs import markdown, read_lines
 
 TRIED = [  # what was tried, the name of its run, and that of the run to compare it with

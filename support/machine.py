@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import os
 import platform
 import resource
 import signal
@@ -49,6 +50,14 @@ def peak_memory_mb():
     """The most memory that this process has held so far, in units of 10^6 bytes, on the host (not on a GPU)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, in units of 1024 elsewhere
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
+
+
+def free_memory():
+    """Bytes of memory that a new process could have; all that the machine has where Linux doesn't tell."""
+    with contextlib.suppress(OSError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 variant by being there: nobody keeps a list. For common.py and for all that goes through the variants."""
 
 import colorsys
+import hashlib
 import importlib
 from collections import Counter
 
@@ -11,6 +12,8 @@ COLOURS = {"bn": "#1f77b4", "gn": "#d95f02", "ln": "#2a9d55"}
 FURTHER = ("#7b4fa3", "#c2185b", "#7a5230", "#8a8d00", "#00a3b4", "#444444")  # of other scripts, one after the other
 TAKEN = """all seeds test data summary plots check bench ablation torture clean help environment force augmentation
     common studies support tests tools results""".split()  # by make, or by a folder
+
+TRAINING = ("common.py", "support/averaging.py", "support/images.py", "support/muon.py")  # what weights depend on
 
 
 def found(folder):
@@ -54,6 +57,12 @@ def colours(folder):
     others = [name for name in names(folder) if name not in COLOURS]
     wheel = (colorsys.hsv_to_rgb(0.618 * step % 1, 0.9, 0.45) for step in range(len(others)))
     return COLOURS | dict(zip(others, [*FURTHER, *wheel], strict=False))
+
+
+def code(folder, name):
+    """A digest of a script's text and of all other code that the weights of its training depend on."""
+    texts = [(folder / path).read_bytes() for path in (f"{name}.py", *TRAINING)]
+    return hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts)).hexdigest()
 
 
 def recipe(folder, name):

@@ -13,11 +13,13 @@ import hashlib
 import io
 import os
 import shutil
+import sys
 import time
 
 import torch
 
 CHECKPOINT, SUMS = "checkpoint.pt", "SHA256SUMS"
+STAMPS = ".trained"  # the folder that tells by which code the runs beside it were trained
 
 
 class RunError(Exception):
@@ -71,7 +73,7 @@ def lock(path, what, wait=False):
             holder = f"process {file.read()} is at work on {what}"
             if not wait:
                 raise RunError(f"{holder}: wait until it ends, or stop it") from None
-            print(f"{holder}: waiting for it", flush=True)
+            print(f"{holder}: waiting for it", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -233,6 +235,18 @@ def put_in_place(new):
     os.replace(new, final)
     flush(results)
     return replaced
+
+
+def stamp(final, code):
+    """Note by which code a run was trained that is in its place now. Raises RunError."""
+    (final.parent / STAMPS).mkdir(exist_ok=True)
+    write_file(final.parent / STAMPS / final.name, code.encode())
+
+
+def stamped(final, code):
+    """Whether a complete run was trained on this machine, by this code."""
+    path = final.parent / STAMPS / final.name
+    return path.exists() and path.read_text() == code and (final / SUMS).exists()
 
 
 def finish_interrupted(results):

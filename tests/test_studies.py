@@ -1,11 +1,14 @@
 """Proofs of studies/: what is trained, what is not trained again, what is said of the numbers."""
 
 import json
+import shlex
 import shutil
+import signal
 import statistics
+import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,12 +26,14 @@ from studies import (
     groups,
     learning_rate,
     norms,
+    seeds,
     study,
     tried,
 )
-from support import pictures, runs, storage
+from studies.trainings import numbers_file, plan, train_missing
+from support import jobs, machine, pictures, runs, scripts, storage
 from support.storage import RunError
-from tests.world import SCRIPTS, metrics_of, run
+from tests.world import SCRIPTS, metrics_of, patch_recipes, run
 from tools import report
 
 # --- Trainings ---
@@ -37,14 +42,15 @@ from tools import report
 @pytest.fixture
 def trainings(monkeypatch):
     """The commands of the trainings, which run in this process instead."""
-    commands = []
+    done = []
 
-    def train(command, **options):
-        commands.append(command[1:])
-        return SimpleNamespace(returncode=run(common.script_of(command[1][:2]), *map(str, command[2:])))
+    def run_here(commands, count, folder, ended):
+        for name, (_, script, *flags) in commands.items():
+            done.append([script, *flags])
+            ended(name, run(common.script_of(script[:2]), *flags), "")
 
-    monkeypatch.setattr(study.subprocess, "run", train)
-    return commands
+    monkeypatch.setattr(jobs, "run", run_here)
+    return done
 
 
 @pytest.fixture
@@ -57,22 +63,22 @@ def small_ablation(trainings, monkeypatch):
 
 
 def lines_of(name):
-    return runs.read_lines(study.numbers_file(name))
+    return runs.read_lines(numbers_file(name))
 
 
 def forget(name, run):
     """Take a run out of a study's lines."""
     lines = [line for name, line in lines_of(name).items() if name != run]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    storage.write_signed(study.numbers_file(name), text.encode())
+    storage.write_signed(numbers_file(name), text.encode())
 
 
 def test_the_ablation_trains_what_is_missing_and_tells_it_on_its_page(world, small_ablation):
-    ablation.main()
+    ablation.main([])
     assert len(small_ablation) == 5
     lines = lines_of("ablation")
     seeds = [lines[f"bn-epochs=1{seed}-no-test"] for seed in ("", "-seed=1", "-seed=2")]
-    storage.write_signed(study.numbers_file("tried"), json.dumps({"name": "still", **seeds[0]}).encode())
+    storage.write_signed(numbers_file("tried"), json.dumps({"name": "still", **seeds[0]}).encode())
     page = ablation.page()
     (accuracy, deviation), (loss, loss_deviation) = (
         [scale * f(m[key] for m in seeds) for f in (statistics.mean, statistics.stdev)]
@@ -87,14 +93,14 @@ def test_the_ablation_trains_what_is_missing_and_tells_it_on_its_page(world, sma
     assert f"| standing still | 1 | 9.2 | {first} {first}" in page
     forget("ablation", "bn-epochs=1-seed=1-no-test")
     assert ablation.page() is None
-    ablation.main()
+    ablation.main([])
     assert len(small_ablation) == 6 and ablation.page() == page
 
 
 def test_the_page_of_the_ablation_is_published_and_checked(copied, small_ablation, monkeypatch, capsys):
-    ablation.main()
+    ablation.main([])
     line = lines_of("ablation")["bn-epochs=1-no-test"]
-    storage.write_signed(study.numbers_file("tried"), json.dumps({"name": "still", **line}).encode())
+    storage.write_signed(numbers_file("tried"), json.dumps({"name": "still", **line}).encode())
     report.main(["pages"])
     assert (copied.results / "ablation.md").read_text() == ablation.page()
     report.main(["check"])
@@ -105,7 +111,7 @@ def test_the_page_of_the_ablation_is_published_and_checked(copied, small_ablatio
 
 
 def test_trainings_leave_one_signed_file(world, small_ablation):
-    ablation.main()
+    ablation.main([])
     folder = world.results / "studies"
     assert sorted(path.name for path in folder.iterdir()) == [".running", "SHA256SUMS", "ablation.jsonl"]
     assert storage.signed_files(folder) == ["ablation.jsonl"]
@@ -116,44 +122,45 @@ def test_trainings_leave_one_signed_file(world, small_ablation):
 
 
 def test_an_ablation_of_another_recipe_is_not_taken_for_this_ones(world, small_ablation, monkeypatch):
-    ablation.main()
+    ablation.main([])
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, crop=3))
     assert ablation.page() is None
-    ablation.main()
+    ablation.main([])
     assert len(small_ablation) == 10 and len(lines_of("ablation")) == 5
     assert all(line["recipe"]["crop"] == 3 for line in lines_of("ablation").values())
 
 
-def test_an_ablation_stops_at_a_run_that_cannot_be_trained(world, small_ablation):
+def test_an_ablation_names_the_runs_that_cannot_be_trained_and_trains_the_others(world, small_ablation):
+    waiting = world.results / "studies" / ".running" / "ablation"
+    waiting.mkdir(parents=True)
+    (waiting / "bn-epochs=1-seed=1-no-test").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        ablation.main([])
+    assert str(stop.value.code) == ("ablation: 1 of 5 trainings failed:\n"
+                                    "  bn.py --epochs 1 --no-test --seed 1: ended with status 1")
+    assert len(small_ablation) == 5 and len(lines_of("ablation")) == 4
+
+
+def test_without_a_data_set_nothing_is_started(world, small_ablation):
     shutil.rmtree(world.data)
     world.data.write_text("a file in the folder's place")
-    with pytest.raises(SystemExit) as stop:
-        ablation.main()
-    assert "ended with status 1" in str(stop.value.code) and len(small_ablation) == 1
-
-
-def test_an_interrupted_study_ends_its_training_and_says_how_to_go_on(world, monkeypatch):
-    monkeypatch.setattr(common, "ROOT", world.folder)
-    (world.folder / "bn.py").write_text(
-        "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60); open('late', 'w')")
-    start = time.monotonic()
-    with pytest.raises(SystemExit, match=r"^learning_rate: interrupted; the same command goes on from there$"):
-        study.main(learning_rate.STUDY, [])
-    assert time.monotonic() - start < 30 and not (world.folder / "late").exists()
+    with pytest.raises(SystemExit, match=r"ablation: .*data"):
+        ablation.main([])
+    assert small_ablation == []
 
 
 def test_a_run_that_finished_before_a_kill_is_not_trained_again(world, trainings, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runs, "collect", lambda *args: None)  # a kill comes before
-        with pytest.raises(RunError, match="ended with status 0"):
-            study.train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
-    study.train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
+        with pytest.raises(RunError, match=r"1 of 1 trainings failed:\n.* ended with status 0"):
+            train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
+    train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
     assert len(trainings) == 1 and list(lines_of("some")) == ["bn-epochs=1-no-test"]
 
 
 def test_every_run_of_a_study_can_be_parsed_and_has_a_name_of_its_own():
     for one in findings.STUDIES:
-        names = {study.plan(*training)[0] for training in one.trainings.values()}
+        names = {plan(*training)[0] for training in one.trainings.values()}
         assert len(names) == len(one.trainings)
         assert bool(one.measure or one.read) != ({seed for *_, seed in one.trainings} >= {0, 1})
 
@@ -183,6 +190,147 @@ def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, train
     study.main(small, [])
     assert len(trainings) == 8
     report.main(["check"])
+
+
+def test_what_is_missing_is_listed_as_commands_and_nothing_else(world, small_ablation, capsys):
+    ablation.main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    waiting = world.results / "studies" / ".running" / "ablation"
+    assert len(lines) == 5 and small_ablation == []
+    assert shlex.split(lines[0])[1:] == [
+        "bn.py", "--epochs", "1", "--no-test", "--seed", "0", "--numbers-only", "--results", str(waiting)]
+    assert {common.ROOT / shlex.split(line)[0] for line in lines} == {Path(sys.executable)}
+    assert run(bn.RECIPE, *shlex.split(lines[1])[2:]) == 0
+    capsys.readouterr()
+    ablation.main(["--list"])
+    assert capsys.readouterr().out.splitlines() == [*lines[:1], *lines[2:]]
+    for module in (norms, confusions):
+        study.main(module.STUDY, ["--list"])
+    assert capsys.readouterr().out == ""
+
+
+# --- Side by side ---
+
+
+@pytest.fixture
+def fake_scripts(world, monkeypatch):
+    """A folder in which scripts can be put that do something else than train."""
+    monkeypatch.setattr(common, "ROOT", world.folder)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    return world.folder
+
+
+THREE = {(name, 1, 0): (name, "--seed 1") for name in SCRIPTS}
+
+
+def test_trainings_run_side_by_side_and_share_the_threads(fake_scripts, capfd):
+    for name in SCRIPTS:  # each waits until all three are at work
+        (fake_scripts / f"{name}.py").write_text(f"""
+import os, pathlib, time
+pathlib.Path("{name}.here").write_text(os.environ["OMP_NUM_THREADS"])
+end = time.monotonic() + 30
+while not all(pathlib.Path(name + ".here").exists() for name in ("bn", "gn", "ln")):
+    assert time.monotonic() < end, "alone"
+    time.sleep(0.05)
+print("the end of {name}")
+""")
+    with pytest.raises(RunError) as stop:
+        train_missing("some", THREE, 3)
+    assert str(stop.value).splitlines()[0] == "3 of 3 trainings failed:"
+    ends = [f"{name}.py --seed 1: the end of {name} (status 0)" for name in SCRIPTS]
+    assert sorted(str(stop.value).splitlines()[1:]) == [f"  {end}" for end in ends]
+    assert [(fake_scripts / f"{name}.here").read_text() for name in SCRIPTS] == ["1"] * 3
+    assert sorted(capfd.readouterr().out.splitlines()) == ends
+
+
+def test_one_at_a_time_has_all_threads_and_the_terminal(fake_scripts, capfd, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in SCRIPTS:
+        (fake_scripts / f"{name}.py").write_text("import os; print('threads', os.environ.get('OMP_NUM_THREADS'))")
+    with pytest.raises(RunError):
+        train_missing("some", THREE, 1)
+    out = [line for line in capfd.readouterr().out.splitlines() if line]
+    assert out[::2] == ["threads None"] * 3 and out[1] == "bn.py --seed 1: ended with status 0"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_ends_all_its_trainings_and_says_how_to_go_on(fake_scripts, number):
+    for name, other in zip(SCRIPTS, ["gn", "ln", "bn"], strict=True):
+        (fake_scripts / f"{name}.py").write_text(f"""
+import os, pathlib, time
+pathlib.Path("{name}.here").touch()
+while not pathlib.Path("{other}.here").exists():
+    time.sleep(0.05)
+if "{name}" == "bn":
+    os.kill(os.getppid(), {int(number)})
+time.sleep(60)
+pathlib.Path("late").touch()
+""")
+    start, before = time.monotonic(), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunError, match=r"^interrupted; the same command goes on from there$"):
+        train_missing("some", THREE, 3)
+    signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - start < 30 and not (fake_scripts / "late").exists()
+
+
+def test_as_many_trainings_run_as_there_are_cores_and_memory_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert 1e8 < machine.free_memory() < 1e14
+    for memory, count in ((100e9, 8), (7e9, 3), (1e9, 1)):
+        monkeypatch.setattr(machine, "free_memory", lambda memory=memory: memory)
+        assert jobs.fitting() == count
+    monkeypatch.setattr(machine, "free_memory", lambda: 100e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert jobs.fitting() == 1
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_no_trainings_at_a_time_are_refused(world, small_ablation, count):
+    with pytest.raises(SystemExit, match=f"ablation: jobs can't be {count}: 1 or more"):
+        ablation.main(["--jobs", count])
+
+
+# --- Seeds ---
+
+
+def test_seeds_are_trained_if_they_were_not_here_or_by_other_code(world, trainings, monkeypatch, capsys):
+    patch_recipes(monkeypatch)
+    code = {name: f"code of {name}" for name in SCRIPTS}
+    monkeypatch.setattr(scripts, "code", lambda folder, name: code[name])
+    assert run(common.script_of("bn")) == 0
+    capsys.readouterr()
+    seeds.main(["--list", "--seeds", "0", "1"])
+    listed = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert listed == ["gn.py", "ln.py", "bn.py --seed 1", "gn.py --seed 1", "ln.py --seed 1"]
+    seeds.main(["--seeds", "0"])
+    assert trainings == [["gn.py"], ["ln.py"]]
+    seeds.main(["--seeds", "0"])
+    code["ln"] = "another"
+    seeds.main(["--seeds", "0"])
+    shutil.rmtree(world.results / "bn")
+    seeds.main(["--seeds", "0"])
+    assert trainings[2:] == [["ln.py"], ["bn.py"]]
+    monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, max_lr=1e30, aux_lr=1e30))
+    code["bn"] = "too fast"
+    with pytest.raises(SystemExit, match=r"seeds: 1 of 1 trainings failed:\n  bn.py, seed 0: "):
+        seeds.main(["--seeds", "0"])
+
+
+def test_the_code_of_a_training_is_its_script_and_what_its_weights_depend_on(tmp_path):
+    (tmp_path / "support").mkdir()
+    names = ("bn.py", *scripts.TRAINING)
+    for name in names:
+        (tmp_path / name).write_text("")
+        assert (common.ROOT / name).exists()
+    seen = {scripts.code(tmp_path, "bn")}
+    for number, name in enumerate(names):
+        (tmp_path / name).write_text("x")
+        seen.add(scripts.code(tmp_path, "bn"))
+        assert len(seen) == number + 2
+    (tmp_path / "gn.py").write_text("y")
+    assert scripts.code(tmp_path, "bn") in seen and scripts.code(tmp_path, "gn") not in seen
 
 
 # --- Findings ---
@@ -297,7 +445,7 @@ def test_the_coloured_cube_is_what_a_norm_sees():
 def test_the_norms_are_drawn_from_measured_numbers(copied):
     study.main(norms.STUDY, [])
     report.main(["pages"])
-    numbers = json.loads(study.numbers_file("norms", "json").read_text())
+    numbers = json.loads(numbers_file("norms", "json").read_text())
     for variant in SCRIPTS:
         assert all(sum(counts) == 30 * 16 * 16 for counts in numbers[variant]["after"]["counts"])
     assert numbers["bn"]["after"]["means"] == pytest.approx([0] * 8, abs=0.01)
@@ -313,7 +461,7 @@ def test_the_study_of_corruptions_measures_every_variant_and_needs_no_training(c
     for variant in SCRIPTS:
         assert run(common.script_of(variant), "--seed", "1") == 0
     study.main(corruptions.STUDY, [])
-    found = json.loads(study.numbers_file("corruptions", "json").read_text())
+    found = json.loads(numbers_file("corruptions", "json").read_text())
     for variant in SCRIPTS:
         seeds = [metrics_of(copied, name)["test_accuracy"] for name in (variant, f"{variant}-seed=1")]
         assert found["as they are"][0][variant] == seeds

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -267,6 +266,40 @@ def test_the_script_of_the_readme_is_a_variant_by_being_there_and_none_without_i
     assert make_in(folder, "rms")[0] == 2 and "make rms" not in make_in(folder, "help")[1]
 
 
+TINY = """\"\"\"Is it fast?\"\"\"
+from studies import study
+FLAGS = "--epochs 1 --no-test --dropout-after 'c3 C10'"
+TRAININGS = {("bn", 1, seed): ("bn", f"{FLAGS} --seed {seed}") for seed in range(4)}
+STUDY = study.Study("tiny", __doc__, "", lambda found: f"{len(found['bn', 1])} trainings", None,
+                    lambda found: study.pictures.empty(2, 2), trainings=TRAININGS)
+if __name__ == "__main__":
+    study.main(STUDY)
+"""
+
+
+@needs_make
+@pytest.mark.skipif(shutil.which("xargs") is None, reason="xargs is missing")
+def test_four_at_a_time_through_xargs_lose_nothing_and_the_study_finds_them(own_checkout, tmp_path):
+    folder = tmp_path / "checkout"
+    shutil.copytree(own_checkout, folder, ignore=shutil.ignore_patterns("results"))
+    (folder / "studies" / "tiny.py").write_text(TINY)
+
+    def command(line):
+        done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    tiny = f"{sys.executable} -m studies.tiny"
+    status, text = command(f"{tiny} --list > list.txt && xargs -P4 -L1 env OMP_NUM_THREADS=1 < list.txt")
+    assert status == 0, text
+    studies = folder / "results" / "studies"
+    assert len(list(studies.glob(".running/tiny/*/metrics.json"))) == 4
+    assert command(f"{tiny} --list") == (0, "")
+    assert command(tiny) == (0, "4 trainings\n") and (folder / "results" / "tiny.png").exists()
+    lines = [json.loads(line) for line in (studies / "tiny.jsonl").read_text().splitlines()]
+    assert sorted(line["seed"] for line in lines) == [0, 1, 2, 3]
+    assert {line["recipe"]["dropout_after"] for line in lines} == {"c3 C10"}
+
+
 def test_augmentation_is_drawn_by_any_flags(trained, capsys):
     report.main(["augmentation", "--crop", "8", "--cutout", "0"])
     path = trained.results / "augmentation-crop=8-cutout=0.png"
@@ -301,25 +334,19 @@ def test_a_script_that_cannot_be_a_variant_is_named(own_checkout):
 
 
 PAGES = ["-m studies.norms", "-m tools.report pages"]
-TRAINING = ("common.py", "support/averaging.py", "support/images.py", "support/muon.py")
 
 
 @pytest.fixture
 def checkout(tmp_path):
     shutil.copy(common.ROOT / "Makefile", tmp_path)
-    (tmp_path / "support").mkdir()
-    for name in ("bn.py", "gn.py", "ln.py", "requirements.txt", *TRAINING):
-        (tmp_path / name).write_text("RECIPE = Recipe()\n" if name[:-3] in SCRIPTS else "")
-    log = tmp_path / "log"
-    python = tmp_path / "python"
+    for name in SCRIPTS:
+        (tmp_path / f"{name}.py").write_text("RECIPE = Recipe()\n")
+    (tmp_path / "requirements.txt").write_text("")
+    log, python = tmp_path / "log", tmp_path / "python"
     python.write_text(f"""#!/bin/sh
-case "$1" in
-  -c) exit 0;;
-  *.py) test -e {tmp_path}/fail-$1 && exit 1
-    test "$2" = --seed && run=results/${{1%.py}}-seed=$3 || run=results/${{1%.py}}
-    mkdir -p $run; echo x > $run/SHA256SUMS;;
-esac
+[ "$1" = -c ] && exit 0
 echo "$@" >> {log}
+test ! -e "{tmp_path}/fail-$2"
 """)
     python.chmod(0o755)
 
@@ -332,48 +359,23 @@ echo "$@" >> {log}
 
 
 @needs_make
-def test_make_all_trains_what_is_missing_or_older(checkout):
-    folder, make = checkout
-    assert make("all")[1] == ["bn.py", "gn.py", "ln.py", *PAGES]
-    assert make("all")[1] == PAGES
-    later = time.time() + 10
-    os.utime(folder / "gn.py", (later, later))
-    assert make("all")[1] == ["gn.py", *PAGES]
-    os.utime(folder / "gn.py", (0, 0))
-    shutil.rmtree(folder / "results" / "ln")
-    assert make("all")[1] == ["ln.py", *PAGES]
-    for age, name in enumerate(TRAINING):
-        os.utime(folder / name, (later + age, later + age))
-        assert make("all")[1] == ["bn.py", "gn.py", "ln.py", *PAGES]
-        os.utime(folder / name, (0, 0))
-
-
-@needs_make
-def test_make_seeds_trains_two_more_of_each(checkout):
+def test_make_trains_a_variant_with_its_flags(checkout):
     _, make = checkout
-    seeds = [f"{variant}.py --seed {seed}" for seed in (1, 2) for variant in SCRIPTS]
     assert make("bn")[1] == ["bn.py"]
-    assert make("seeds")[1] == ["gn.py", "ln.py", *seeds, *PAGES]
-    assert make("seeds")[1] == make("all")[1] == PAGES
-
-
-@needs_make
-def test_make_all_goes_on_where_it_was_interrupted(checkout):
-    folder, make = checkout
-    (folder / "fail-gn.py").write_text("")
-    assert make("all")[:2] == (2, ["bn.py"])
-    (folder / "fail-gn.py").unlink()
-    assert make("all")[1] == ["gn.py", "ln.py", *PAGES]
-
-
-@needs_make
-def test_make_bn_always_trains_and_counts_for_make_all_unless_it_had_flags(checkout):
-    _, make = checkout
-    assert make("bn")[1] == make("bn")[1] == ["bn.py"]
     assert make("gn", "ARGS=--epochs 1")[1] == ["gn.py --epochs 1"]
-    assert make("all")[1] == ["gn.py", "ln.py", *PAGES]
     flags = "--epochs 1"
     assert make("all", f"ARGS={flags}")[1] == [*(f"{v}.py {flags}" for v in SCRIPTS), f"-m tools.report show {flags}"]
+
+
+@needs_make
+def test_make_trains_one_at_a_time_for_all_and_many_for_seeds(checkout):
+    folder, make = checkout
+    assert make("all")[1] == ["-m studies.seeds --seeds 0 --jobs 1", *PAGES]
+    assert make("all", "JOBS=3")[1] == ["-m studies.seeds --seeds 0 --jobs 3", *PAGES]
+    assert make("seeds")[1] == ["-m studies.seeds", *PAGES]
+    assert make("seeds", "JOBS=3")[1] == ["-m studies.seeds --jobs 3", *PAGES]
+    (folder / "fail-studies.seeds").write_text("")
+    assert make("seeds")[:2] == (2, ["-m studies.seeds"])
 
 
 @needs_make
@@ -392,5 +394,7 @@ def test_make_runs_a_study_and_then_writes_the_pages(checkout):
     _, make = checkout
     for study in findings.STUDIES:
         assert make(f"study-{study.name}")[1] == [f"-m studies.{study.name}", PAGES[1]]
+    assert make("study-dropout", "JOBS=2")[1] == ["-m studies.dropout --jobs 2", PAGES[1]]
     assert make("ablation")[1] == ["-m studies.ablation", PAGES[1]]
+    assert make("ablation", "JOBS=2")[1] == ["-m studies.ablation --jobs 2", PAGES[1]]
     assert make("test")[1] == ["-m ruff check", "-m pytest -q -n 2 --dist worksteal test_common.py tests"]

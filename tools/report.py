@@ -10,7 +10,8 @@ import torch
 
 import common
 from studies import ablation, findings
-from studies.study import published, variants
+from studies.study import published
+from studies.trainings import variants
 from support import cifar10, pictures, runs, scripts, storage
 from support.layers import receptive_fields
 from support.runs import markdown, mean_and_sd, percent
