@@ -28,7 +28,7 @@ from support.averaging import MovingAverage
 from support.cifar10 import CLASSES
 from support.flags import add_flags, add_options, first_invalid, setting
 from support.images import as_batch, augment, normalize
-from support.layers import fault_of
+from support.layers import fault_of, folded
 from support.muon import Muon
 from support.storage import RunError
 
@@ -339,7 +339,7 @@ def train_epoch(training, epoch):
 @torch.no_grad()
 def evaluate(model, images, targets):
     """Of uint8 images (N, 3, 32, 32): mean cross-entropy, accuracy in [0, 1], logits, float32 (N, 10) on the CPU."""
-    model.eval()
+    model = folded(model.eval())
     with machine.mixed_precision(images.device):
         logits = [model(normalize(batch)) for batch in images.split(500)]
     logits = torch.cat(logits).float()
@@ -349,7 +349,7 @@ def evaluate(model, images, targets):
 
 # --- Run: what happens when a script is run. Its folder is saved whole, and pictures are drawn from what was saved ---
 
-FORMAT = 5  # of checkpoints: raise it when the same recipe no longer trains to the same bits
+FORMAT = 6  # of checkpoints: raise it when the same recipe no longer trains to the same bits
 
 
 def main(script, argv=None):

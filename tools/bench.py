@@ -1,7 +1,7 @@
 """How fast training and evaluation are on this machine, and beside what, for whoever wants to make them faster. Writes
 results/bench.json and bench.md.
 
-    python -m tools.bench            speed: medians over rounds in which every implementation has its turn (6 minutes)
+    python -m tools.bench            speed: medians over rounds in which every implementation has its turn (8 minutes)
     python -m tools.bench accuracy   what its speed-ups cost in accuracy: short trainings of three seeds (15 minutes)
     python -m tools.bench race       the time to 81.7 % of the validation images, one training a side (30 minutes)
 
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import statistics
@@ -28,14 +29,16 @@ from torch import nn
 
 import common
 import gn
-from support import averaging, machine, runs, storage
+from support import averaging, jobs, machine, runs, storage
 from support.images import MEAN, STD
 from support.runs import beyond_noise, markdown, mean_and_sd
 from support.storage import RunError, write_file
+from tools import attempts
 
 ROUNDS, STEPS, WARMUP = 5, 30, 6  # of every implementation; the first steps of a turn are not timed
 EVALUATED = 4000  # images
 MATRIX = 2048  # rows and columns of the product whose rate is taken for the machine's
+COPIED = 2**28  # bytes of the copy whose rate is taken for its memory's
 TRAINING, VALIDATION = 45_000, 5_000  # images
 SEEDS, SHORT = (0, 1, 2), 3  # of the accuracy check: seeds, epochs
 TARGET = 0.817  # validation accuracy to race to: the test accuracy of the best public answer to the assignment
@@ -48,26 +51,36 @@ WITHOUT = {  # ours without one of the things that make it fast
     "bn without batches augmented as tensors (PIL images and a DataLoader instead)": ("usual", {"workers": 0} | FAST),
     "bn without channels_last": ("bn", {"without": "channels_last"}),
     "bn without bfloat16": ("bn", {"without": "bfloat16"}),
+    "bn without batch norm folded into the convolutions, in evaluation": ("bn", {"without": "folded"}),
     "bn without freed memory kept by the allocator": ("bn", {"without": "allocator"}),
     "gn without dropping whole channels (single activations instead)": ("gn", {"without": "Dropout2d"}),
     "gn without contiguous activations in GroupNorm": ("gn", {"without": "contiguous"}),
 }
-IMPLEMENTATIONS = OURS | USUAL | WITHOUT
+TRIED = {  # with what was tried and dropped
+    "bn with additions in place": ("bn", {"attempt": "add_in_place"}),
+    "bn with norm, activation and addition compiled to one pass": ("bn", {"attempt": "compile_between"}),
+    "bn with its norm written in few passes": ("bn", {"attempt": "own_norms"}),
+    "gn with its norm written in few passes, without changes of layout": ("gn", {"attempt": "own_norms"}),
+    "bn with 2x2 maxima instead of the pools, in evaluation": ("bn", {"attempt": "maxima_in_evaluation"}),
+}
+IMPLEMENTATIONS = OURS | USUAL | WITHOUT | TRIED
 
 
 # --- An implementation: a process that is told on its standard input what to do, and answers with a line of JSON ---
 
 
 class Ours:
-    """The training and evaluation of common.py, as they are or with one of the speed-ups left out."""
+    """The training and evaluation of common.py, as they are, without one of the speed-ups, or with one more."""
 
-    def __init__(self, variant, without=None):
+    def __init__(self, variant, without=None, attempt=None):
         if without != "allocator":
             machine.keep_freed_memory()
         if without == "bfloat16":
             machine.precision = lambda device: "float32"
         if without == "Dropout2d":
             nn.Dropout2d = nn.Dropout
+        if without == "folded":
+            common.folded = lambda model: model
         if without == "contiguous":
             gn.GroupNorm = nn.GroupNorm
         recipe = common.script_of(variant)
@@ -77,6 +90,8 @@ class Ours:
         else:
             normalize = common.normalize
             common.normalize = lambda images: normalize(images).contiguous()
+        if attempt:
+            getattr(attempts, attempt)(self.model)
         images, targets = common.load_data("train")
         train, val = common.split_indices(targets)
         self.train_set, self.val_set = ((images[index], targets[index]) for index in (train, val[:EVALUATED]))
@@ -99,13 +114,17 @@ class Ours:
         return (time.perf_counter() - start) / EVALUATED
 
     def multiply_adds_a_second(self):
-        """Multiply-adds a second, in float32."""
-        a, b = torch.randn(2, MATRIX, MATRIX)
-        a @ b
-        start = time.perf_counter()
-        for _ in range(5):
-            a @ b
-        return 5 * MATRIX**3 / (time.perf_counter() - start)
+        """Of a product of two matrices, in the precision of the training and in float32."""
+        matrices, rates = torch.randn(2, MATRIX, MATRIX), {}
+        for precision in machine.precision(matrices.device), "float32":
+            a, b = matrices.to(getattr(torch, precision))
+            rates[precision] = MATRIX**3 / duration(lambda a=a, b=b: a @ b)
+        return rates
+
+    def bytes_a_second(self):
+        """Of a large copy: what it reads and what it writes."""
+        old, new = torch.ones(2, COPIED, dtype=torch.uint8)
+        return 2 * COPIED / duration(lambda: new.copy_(old))
 
     def parts(self):
         """Seconds a step of each part of it, the steps written out once more with a clock between their lines."""
@@ -158,6 +177,15 @@ class Ours:
         seconds = time.perf_counter() - start
         path.unlink()
         return seconds
+
+
+def duration(work, times=5):
+    """Seconds that it takes to do some work, after it was done once."""
+    work()
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - start) / times
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -276,19 +304,26 @@ def work(kind, options):
 
 
 class Implementation:
-    """A handle to an implementation's process."""
+    """A handle to an implementation's process, which may have threads of its own number."""
 
-    def __init__(self, kind, options):
+    def __init__(self, kind, options, threads=None):
+        own = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         self.process = subprocess.Popen([sys.executable, "-m", "tools.bench", "work", kind, json.dumps(options)],
-                                        cwd=common.ROOT, env=clean_environment(), text=True,
+                                        cwd=common.ROOT, env=os.environ | own, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(self, *call):
+        self.ask(*call)
+        return self.answer()
+
+    def ask(self, *call):
         print(json.dumps(call), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RunError(f"an implementation ended while asked for {call[0]}")
-        return json.loads(answer)
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RunError("an implementation ended while at work")
+        return json.loads(line)
 
     def __enter__(self):
         return self
@@ -298,20 +333,20 @@ class Implementation:
         self.process.wait()
 
 
-def clean_environment():
-    """Without the allocator settings of the Makefile: an implementation chooses its own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-
-
 # --- The three measurements, each a dict of plain numbers ---
 
 
 def speed():
     """Seconds an image of every implementation, round by round, and of BN alone what a step and an epoch consist of."""
+    jobs_at_once, threads = jobs.fitting(), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(Implementation(*how)) for name, how in IMPLEMENTATIONS.items()}
-        seconds = {name: {"train": [], "evaluate": []} for name in IMPLEMENTATIONS}
-        details = {"parts": [], "multiply_adds_a_second": [], "checkpoint": [], "checkpoint_unflushed": []}
+        together = [stack.enter_context(Implementation(*OURS["bn"], threads=max(1, threads // jobs_at_once)))
+                    for _ in range(jobs_at_once)]
+        seconds, side_by_side = ({name: {"train": [], "evaluate": []} for name in names}
+                                 for names in (IMPLEMENTATIONS, ["bn"]))
+        details = {"parts": [], "multiply_adds_a_second": [], "bytes_a_second": [], "checkpoint": [],
+                   "checkpoint_unflushed": []}
         profile = {"convolutions": []}  # in a process apart, since a profiler leaves its traces
         processes |= {name: stack.enter_context(Implementation(*OURS["bn"])) for name in ("details", "profile")}
         for turn in range(ROUNDS + 1):  # the first is for warming up
@@ -319,11 +354,17 @@ def speed():
                 for method, values in (seconds | {"details": details, "profile": profile})[name].items():
                     value = process(method)
                     values += [value] if turn else []
+            for method, values in side_by_side["bn"].items():
+                for process in together:
+                    process.ask(method)
+                value = statistics.mean([process.answer() for process in together])
+                values += [value] if turn else []
             print(f"round {turn} of {ROUNDS}" if turn else "warmed up", flush=True)
     details["start_up"] = [start_up() for _ in range(ROUNDS)]
     recipe = common.script_of("bn")
-    return {"seconds": seconds, "details": details | profile, "batch_size": recipe.batch_size, "train_images": TRAINING,
-            "multiply_adds": convolution_multiply_adds(recipe)}
+    return {"seconds": seconds, "details": details | profile, "side_by_side": side_by_side["bn"], "jobs": jobs_at_once,
+            "threads": threads, "batch_size": recipe.batch_size, "epochs": recipe.epochs, "train_images": TRAINING,
+            "multiply_adds": convolution_multiply_adds(recipe), "bytes": activation_bytes(recipe)}
 
 
 def convolution_multiply_adds(recipe):
@@ -331,6 +372,13 @@ def convolution_multiply_adds(recipe):
     layers = common.describe(recipe).summary_list
     macs = [layer.macs for layer in layers if layer.class_name == "Conv2d"]
     return 3 * sum(macs) - macs[0]  # the images themselves need no gradient
+
+
+def activation_bytes(recipe):
+    """What a training step must move through memory at least, an image: the output of each layer, and its gradient,
+    written once and read once, if all that a layer does is done on the way."""
+    elements = sum(math.prod(layer.output_size) for layer in common.describe(recipe).summary_list if layer.depth == 1)
+    return 4 * elements * getattr(torch, machine.precision(torch.device("cpu"))).itemsize
 
 
 def start_up():
@@ -394,7 +442,9 @@ def ratio(slow, fast):
 
 def speed_report(saved):
     yield from images_a_second(saved["seconds"], saved["train_images"])
+    yield from side_by_side(saved)
     yield from where_time_goes(saved, **saved["details"])
+    yield from floors(saved, saved["details"])
 
 
 def images_a_second(seconds, train_images):
@@ -405,40 +455,77 @@ def images_a_second(seconds, train_images):
     yield "## Images a second\n"
     yield markdown(["", "training", "evaluation", f"seconds for {TRAINING:,} training images"], rows, "---:")
     ratios = [{name: ratio(seconds[name][method], seconds["gn" if name.startswith("gn") else "bn"][method])
-               for name in [*USUAL, *WITHOUT]} for method in ("train", "evaluate")]
+               for name in [*USUAL, *WITHOUT, *TRIED]} for method in ("train", "evaluate")]
     train, evaluate = (min(part[name] for name in USUAL) for part in ratios)
     yield (f"`bn` trains {train:.2f}x and evaluates {evaluate:.2f}x as fast as the better of the usual ways "
            f"(medians of the ratios in each of {len(seconds['bn']['train'])} rounds).\n")
     yield "## What each speed-up is worth\n"
     yield markdown(["", "training", "evaluation"],
-                   [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in WITHOUT], "---:")
+                   [[name, *(f"{part[name]:.2f}x as long" for part in ratios)] for name in [*WITHOUT, *TRIED]], "---:")
+    yield "What is \"with\" something was tried and dropped: tools/attempts.py.\n"
 
 
-def where_time_goes(saved, parts, multiply_adds_a_second, convolutions, checkpoint, checkpoint_unflushed, start_up):
-    size, steps = saved["batch_size"], saved["train_images"] // saved["batch_size"]
-    rate, convolutions, checkpoint, unflushed, start_up = map(
-        statistics.median, (multiply_adds_a_second, convolutions, checkpoint, checkpoint_unflushed, start_up))
-    step, evaluation = (statistics.median(saved["seconds"]["bn"][method]) * images
-                        for method, images in (("train", size), ("evaluate", VALIDATION)))
-    parts = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
+def side_by_side(saved):
+    yield "## Side by side\n"
+    alone, together = (saved["epochs"] * sum(epoch_of(saved, seconds))
+                       for seconds in (saved["seconds"]["bn"], saved["side_by_side"]))
+    rows = [[f"{count} at a time, {threads} thread{'s' * (threads > 1)} each", f"{count * 3600 / seconds:.1f}",
+             f"{seconds / 60:.1f}"]
+            for count, threads, seconds in ((1, saved["threads"], alone),
+                                            (saved["jobs"], max(1, saved["threads"] // saved["jobs"]), together))]
+    yield markdown([f"trainings of bn, {saved['epochs']} epochs", "trainings an hour", "minutes for one"], rows, "---:")
+
+
+def epoch_of(saved, seconds):
+    """The seconds of an epoch, from those of an image: all its steps, and the evaluation after it."""
+    steps = saved["train_images"] // saved["batch_size"]
+    return (steps * saved["batch_size"] * statistics.median(seconds["train"]),
+            VALIDATION * statistics.median(seconds["evaluate"]))
+
+
+def where_time_goes(saved, parts, convolutions, checkpoint, checkpoint_unflushed, start_up, **others):
+    steps = saved["train_images"] // saved["batch_size"]
+    convolutions, checkpoint, unflushed, start_up = map(
+        statistics.median, (convolutions, checkpoint, checkpoint_unflushed, start_up))
+    training, evaluation = epoch_of(saved, saved["seconds"]["bn"])
+    step, parts = training / steps, medians(parts)
     whole = sum(parts.values())
     yield "## Where the time of BN goes\n"
     yield markdown(["part of a step", "ms", "share"],
                    [[name, f"{1e3 * value:.1f}", f"{value / whole:.1%}"] for name, value in parts.items()], "---:")
     others = 1 - (parts["forward"] + parts["backward"]) / whole
-    epoch = steps * step + evaluation + checkpoint
-    floor = saved["multiply_adds"] * size * steps / rate
     yield (f"All but forward and backward take {others:.1%} of a step. (Those that were timed part by part took "
            f"{1e3 * whole:.1f} ms; undisturbed ones, which also keep account of loss and accuracy, "
-           f"{1e3 * step:.1f} ms.) An epoch takes {epoch:.1f} s: {steps} steps "
-           f"{steps * step:.1f} s, evaluation of {VALIDATION:,} validation images {evaluation:.2f} s, the checkpoint "
+           f"{1e3 * step:.1f} ms.) The profiler sees {1e3 * convolutions:.1f} ms of a step in convolutions, "
+           f"{convolutions / step:.0%}. An epoch takes {training + evaluation + checkpoint:.1f} s: {steps} steps "
+           f"{training:.1f} s, evaluation of {VALIDATION:,} validation images {evaluation:.2f} s, the checkpoint "
            f"{checkpoint:.3f} s, of which {max(0, checkpoint - unflushed):.3f} s to flush it to the disk, so that a "
            f"power cut can't take it. From the command to the end of the first step: {start_up:.1f} s.\n")
-    yield (f"The floor: the convolutions of a training step need {saved['multiply_adds'] / 1e6:.1f} M multiply-adds an "
-           f"image, forward and backward; a product of two {MATRIX}x{MATRIX} float32 matrices ran at "
-           f"{2 * rate / 1e9:.0f} GFLOP/s, at which an epoch's convolutions take {floor:.1f} s. An epoch takes "
-           f"{epoch / floor:.2f}x as long. The profiler sees {1e3 * convolutions:.1f} ms a step in convolutions, "
-           f"{convolutions / step:.0%} of it.\n")
+def medians(rows):
+    """Of dicts with the same keys, the median of each key."""
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+
+
+def floors(saved, details):
+    """What an epoch takes at least on this machine."""
+    images = saved["train_images"] // saved["batch_size"] * saved["batch_size"]
+    epoch = sum(epoch_of(saved, saved["seconds"]["bn"])) + statistics.median(details["checkpoint"])
+    rates, copied = medians(details["multiply_adds_a_second"]), statistics.median(details["bytes_a_second"])
+    least = {f"arithmetic in {precision}": (f"{2 * rate / 1e9:,.0f} GFLOP/s", saved["multiply_adds"] * images / rate)
+             for precision, rate in rates.items()}
+    least["memory"] = f"{copied / 1e9:,.0f} GB/s", saved["bytes"] * images / copied
+    yield "## The floors of this machine\n"
+    yield markdown(["what binds", "at the rate of", "s an epoch at least", "an epoch takes"],
+                   [[name, rate, f"{seconds:.2f}", f"{epoch / seconds:.1f}x as long"]
+                    for name, (rate, seconds) in least.items()], "---:")
+    arithmetic, memory = next(iter(rates)), least["memory"][1]
+    bound = least[f"arithmetic in {arithmetic}"][1]
+    binding, bound = (f"arithmetic in {arithmetic}", bound) if bound > memory else ("memory", memory)
+    yield (f"Arithmetic: the convolutions need {saved['multiply_adds'] / 1e6:.1f} M multiply-adds an image, forward "
+           f"and backward; the rate is that of a product of two {MATRIX}x{MATRIX} matrices. Memory: the output of each "
+           f"layer and its gradient, written once and read once, are {saved['bytes'] / 1e6:.2f} MB an image; the rate "
+           f"is that of a copy of {COPIED / 2**20:.0f} MiB, read and written. Of the two that hold for the training, "
+           f"{binding} binds here, and an epoch takes {epoch / bound:.1f}x as long as it must.\n")
 
 
 def accuracy_report(saved):
