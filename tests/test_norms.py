@@ -10,6 +10,7 @@ from torch import nn
 
 import bn
 import common
+from support.layers import folded
 from tests.world import interrupt_after, metrics_of, put, run, what_is_left
 from tools import report
 
@@ -152,3 +153,21 @@ def test_a_folder_without_weights_is_named(world):
         common.load_model(world.results / "bn-epochs=1-no-test")
     with pytest.raises(common.RunError, match="nowhere has no weights"):
         common.load_model(world.results / "nowhere")
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(("norm", "left"), [(nn.BatchNorm2d, 0), (Doubled, 10), (lambda c: nn.GroupNorm(4, c), 10)])
+def test_only_pytorchs_batch_norm_is_folded_and_the_outputs_stay(norm, left):
+    torch.manual_seed(0)
+    model, images = common.build_model(replace(bn.RECIPE, norm=norm)), torch.randn(20, 3, 32, 32)
+    for _ in range(3):
+        model.train()(images)  # running statistics
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    again = folded(model)
+    assert sum(hasattr(layer, "norm") and not isinstance(layer.norm, nn.Identity) for layer in again.children()) == left
+    torch.testing.assert_close(again(images), model.eval()(images), atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,5 +1,6 @@
 """Proofs of tools/ and of the Makefile: pages, check, benchmark, what is trained when."""
 
+import copy
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import bn
 import common
@@ -19,7 +21,7 @@ import ln
 from studies import findings
 from support import cifar10, machine, scripts, storage
 from tests.world import SCRIPTS, change_metrics, flip_bit, make_files, metrics_of, put, run, truncate
-from tools import bench, report
+from tools import attempts, bench, report
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make")
 
@@ -144,7 +146,7 @@ def test_show_prints_the_runs_that_flags_name(copied, capsys):
 def test_the_usual_way_and_ours_are_the_same_network_on_the_same_images(world, monkeypatch):
     monkeypatch.setattr(common, "normalize", common.normalize)  # which an implementation may replace
     monkeypatch.setattr(machine, "precision", lambda device: "float32")
-    for name, value in {"STEPS": 2, "WARMUP": 1, "EVALUATED": 30}.items():
+    for name, value in {"STEPS": 2, "WARMUP": 1, "EVALUATED": 30, "MATRIX": 64, "COPIED": 10**6}.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, batch_size=10))
     world.results.mkdir()
@@ -157,6 +159,7 @@ def test_the_usual_way_and_ours_are_the_same_network_on_the_same_images(world, m
     assert target == ours.val_set[1][7]
     torch.testing.assert_close(picture, common.normalize(ours.val_set[0][7:8])[0])
     assert set(ours.parts()) == {"augmentation", "forward", "backward", "optimizer"}
+    assert ours.bytes_a_second() > 1e8 and min(ours.multiply_adds_a_second().values()) > 1e6
     assert ours.checkpoint() > 0 and not list(world.results.glob(".bench*"))
 
 
@@ -167,21 +170,70 @@ def test_the_floor_counts_every_convolution_three_times_but_the_images_gradient(
     assert bench.convolution_multiply_adds(bn.RECIPE) == pytest.approx(3 * sum(macs) - macs[0], abs=30)  # c11's bias
 
 
+def test_what_a_step_moves_at_least_is_each_layers_output_and_its_gradient_there_and_back(monkeypatch):
+    sides = [32, 32, 32, 16, 16, 16, 16, 16, 8, 8, 8, 8, 1, 1]
+    widths = [16, 16, 16, 16, 16, 32, 32, 32, 32, 32, 32, 32, 32, 10]
+    for precision, size in (("float32", 4), ("bfloat16", 2)):
+        monkeypatch.setattr(machine, "precision", lambda device, precision=precision: precision)
+        moved = [4 * size * width * side**2 for width, side in zip(widths, sides, strict=True)]
+        assert bench.activation_bytes(bn.RECIPE) == sum(moved)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(8), nn.GroupNorm(4, 8), nn.GroupNorm(1, 8)])
+def test_the_norms_that_were_tried_compute_what_pytorchs_do(norm):
+    torch.manual_seed(0)
+    x, gradient = (torch.randn(4, 8, 6, 6).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    results = []
+    for layer in norm, attempts.Normalized(norm):
+        norm.zero_grad()
+        inputs = x.clone().requires_grad_()
+        outputs = layer(inputs)
+        outputs.backward(gradient)
+        results.append((outputs, inputs.grad, norm.weight.grad.clone(), norm.bias.grad.clone()))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attempt", [attempts.add_in_place, attempts.maxima_in_evaluation, attempts.own_norms])
+def test_an_attempt_changes_the_speed_alone(attempt):
+    torch.manual_seed(0)
+    plain, images = common.build_model(bn.RECIPE), torch.randn(4, 3, 32, 32)
+    changed = copy.deepcopy(plain)
+    attempt(changed)
+    for model in (plain, changed):
+        model.train()
+    torch.testing.assert_close(changed(images), plain(images), atol=1e-3, rtol=1e-3)
+    if attempt is not attempts.own_norms:  # which keep no statistics for evaluation
+        torch.testing.assert_close(changed.eval()(images), plain.eval()(images))
+
+
 def test_the_page_of_the_benchmark_has_the_ratios_of_its_numbers():
     seconds = {name: {"train": [1e-3] * 3, "evaluate": [4e-4] * 3} for name in bench.IMPLEMENTATIONS}
     seconds["bn"] = {"train": [4e-4, 5e-4, 1e-3], "evaluate": [1e-4] * 3}
-    details = {"multiply_adds_a_second": [7e10] * 3, "convolutions": [0.03],
+    rates = [{"bfloat16": rate, "float32": 7e10} for rate in (1e11, 2e11, 3e11)]
+    details = {"multiply_adds_a_second": rates, "bytes_a_second": [5e10] * 3, "convolutions": [0.032],
                "checkpoint": [0.1], "checkpoint_unflushed": [0.04], "start_up": [5.0],
                "parts": [{"augmentation": 0.001, "forward": 0.02, "backward": 0.0395, "optimizer": 0.0005}]}
     speed = {"seconds": seconds, "details": details, "batch_size": 128, "train_images": 45_000,
-             "multiply_adds": 25_000_000, "machine": "an abacus"}
+             "multiply_adds": 25_000_000, "bytes": 500_000, "epochs": 20, "jobs": 2, "threads": 3,
+             "side_by_side": {"train": [8e-4] * 3, "evaluate": [2e-4] * 3}, "machine": "an abacus"}
     page = bench.page({"speed": speed})
     assert "trains 2.00x and evaluates 4.00x" in page
     assert "| bn without channels_last | 2.00x as long | 4.00x as long |" in page
     assert "| forward | 20.0 | 32.8% |" in page and "but forward and backward take 2.5% of a step" in page
+    assert "sees 32.0 ms of a step in convolutions, 50%" in page
     assert ("takes 23.1 s: 351 steps 22.5 s, evaluation of 5,000 validation images 0.50 s, the checkpoint 0.100 s, of "
             "which 0.060 s to flush") in page
-    assert "140 GFLOP/s" in page and "convolutions take 16.0 s. An epoch takes 1.44x as long" in page
+    assert "| bn with additions in place | 2.00x as long | 4.00x as long |" in page
+    assert "| 1 at a time, 3 threads each | 7.8 | 7.7 |" in page
+    assert "| 2 at a time, 1 thread each | 9.7 | 12.3 |" in page
+    assert "| arithmetic in bfloat16 | 400 GFLOP/s | 5.62 | 4.1x as long |" in page
+    assert "| arithmetic in float32 | 140 GFLOP/s | 16.05 | 1.4x as long |" in page
+    assert "| memory | 50 GB/s | 0.45 | 51.3x as long |" in page
+    assert "arithmetic in bfloat16 binds here, and an epoch takes 4.1x as long as it must" in page
+    page = bench.page({"speed": speed | {"bytes": 10_000_000}})
+    assert "memory binds here, and an epoch takes 2.6x as long as it must" in page
     for ours, verdict in ([0.7, 0.72, 0.71], " no more than"), ([0.5, 0.52, 0.51], " more than"):
         page = bench.page({"accuracy": {"epochs": 3, "seeds": [0, 1, 2], "ours": ours, "usual": [0.7, 0.71, 0.72],
                                         "machine": "an abacus"}})
