@@ -16,6 +16,8 @@ from torch import nn
 
 import bn
 import common
+import gn
+import ln
 from studies import (
     ablation,
     batch_size,
@@ -33,7 +35,7 @@ from studies import (
 from studies.trainings import numbers_file, plan, train_missing
 from support import jobs, machine, pictures, runs, scripts, storage
 from support.storage import RunError
-from tests.world import SCRIPTS, metrics_of, patch_recipes, run
+from tests.world import SCRIPTS, metrics_of, run
 from tools import report
 
 # --- Trainings ---
@@ -296,7 +298,8 @@ def test_no_trainings_at_a_time_are_refused(world, small_ablation, count):
 
 
 def test_seeds_are_trained_if_they_were_not_here_or_by_other_code(world, trainings, monkeypatch, capsys):
-    patch_recipes(monkeypatch)
+    for script in (bn, gn, ln):
+        monkeypatch.setattr(script, "RECIPE", replace(script.RECIPE, batch_size=90, epochs=1))
     code = {name: f"code of {name}" for name in SCRIPTS}
     monkeypatch.setattr(scripts, "code", lambda folder, name: code[name])
     assert run(common.script_of("bn")) == 0

@@ -21,6 +21,7 @@ def add_in_place(model):
 
 def compile_between(model):
     """Norm, activation and addition by torch.compile, in one pass each way. Needs a C++ compiler, and half a minute."""
+    torch._dynamo.config.cache_size_limit = 64  # of one function: one for each size, and for training and evaluation
     class Between(nn.Module):
         def __init__(self, layer, skip):
             super().__init__()

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -350,7 +351,8 @@ def speed():
         profile = {"convolutions": []}  # in a process apart, since a profiler leaves its traces
         processes |= {name: stack.enter_context(Implementation(*OURS["bn"])) for name in ("details", "profile")}
         for turn in range(ROUNDS + 1):  # the first is for warming up
-            for name, process in processes.items():
+            for name in random.Random(turn).sample(list(processes), len(processes)):  # the place in a round tells
+                process = processes[name]
                 for method, values in (seconds | {"details": details, "profile": profile})[name].items():
                     value = process(method)
                     values += [value] if turn else []
