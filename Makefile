@@ -4,7 +4,7 @@
 #   make bn PYTHON=python3.12     the interpreter that .venv is made with
 #   make bn VENV=no               use PYTHON's own environment and install nothing (Colab, conda)
 #   make bn PIP_ARGS="..."        arguments for `pip install`
-#   make seeds JOBS=4             trainings at a time, also of ablation and study-*; by default what the machine has room for
+#   make seeds JOBS=4             trainings at a time, also of ablation and study-*; without it, what there is room for
 
 PYTHON ?= python3
 VENV ?= yes
@@ -63,7 +63,7 @@ summary: environment ## print the layers and parameters of every variant
 plots: environment ## redraw every picture and table from the saved results
 	$(RUN) -m tools.report plots
 
-augmentation: environment ## draw what the network sees in training (ARGS="--crop 8 --cutout 16": by other flags)
+augmentation: environment ## draw what the network sees in training (or by other flags, ARGS="--crop 8 --cutout 16")
 	$(RUN) -m tools.report augmentation $(ARGS)
 
 bench: environment ## measure the speed here, beside the usual way of writing it (ARGS=accuracy and ARGS=race take longer)

@@ -9,7 +9,7 @@ import sys
 import common
 from studies.study import SEEDS
 from studies.trainings import add_options, command_of, train, variants
-from support import machine, runs, scripts, storage
+from support import runs, scripts, storage
 from support.storage import RunError
 
 
@@ -27,7 +27,7 @@ def missing(seeds):
 
 def main(argv=None):
     """Train the scripts with the seeds that are missing."""
-    parser = argparse.ArgumentParser(prog="python -m studies.seeds", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.seeds", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="SEED", help="(default: 0 1 2)")
     add_options(parser)
     options = parser.parse_args(argv)
@@ -45,7 +45,6 @@ def main(argv=None):
                 return None
             return runs.read(folder_of(variant, seed)).metrics
 
-        machine.keep_freed_memory()
         train(commands, options.jobs, result)
     except (RunError, OSError) as error:
         sys.exit(f"seeds: {error}")
