@@ -13,7 +13,8 @@ PIP_ARGS ?=
 JOBS ?=
 # A script is a variant by being there, with a line that begins with RECIPE.
 VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -l "^RECIPE = " *.py)))
-STUDIES := study-norms study-dropout study-groups study-batch_size study-learning_rate study-corruptions study-confusions
+STUDIES := study-norms study-connections study-dropout study-groups study-batch_size study-learning_rate \
+  study-corruptions study-confusions
 SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 SHELL := /bin/sh
 
@@ -74,6 +75,7 @@ ablation: environment ## measure what each choice of the recipes is worth, in sh
 	$(RUN) -m tools.report pages
 
 study-norms: ## draw activations before and after each norm (seconds)
+study-connections: ## add a layer to another, or concatenate them? (three hours of trainings)
 study-dropout: ## what does dropout do to overfitting? (an hour of trainings)
 study-groups: ## how many groups, from layer norm to instance norm? (half an hour)
 study-batch_size: ## how small may a batch be? (half an hour)

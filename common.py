@@ -28,7 +28,7 @@ from support.averaging import MovingAverage
 from support.cifar10 import CLASSES
 from support.flags import add_flags, add_options, first_invalid, setting
 from support.images import as_batch, augment, normalize
-from support.layers import fault_of, folded
+from support.layers import Concatenate, fault_of, folded
 from support.muon import Muon
 from support.storage import RunError
 
@@ -57,8 +57,10 @@ class Recipe:
     dropout: float = setting(0.0, "probability in [0, 1) that a channel of an image is zeroed", lambda p: 0 <= p < 1)
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: set(CONVOLUTIONS).issuperset(names.split()))
+    connections: str = setting("add", "what skip connections do with input and output: add, concatenate or none",
+                               lambda how: how in ("add", "concatenate", "none"))
     skip_connections: str = setting(
-        "C2 c3 C4 C6 c7 C8 C9 C10", "convolutions whose input is added to their output",
+        "C2 c3 C4 C6 c7 C8 C9 C10", "convolutions whose input goes on beside their output",
         lambda names: set(CONVOLUTIONS).issuperset(names.split()))
     widths: tuple[int, ...] = setting(
         (16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
@@ -143,11 +145,14 @@ def draw_augmentation(count, recipe, epoch, generator):
 class Network(nn.Module):
     """The assignment's network: C is a 3x3 convolution, c a 1x1 convolution, P a 2x2 max pool, GAP the mean over H, W.
 
-    Maps float (N, 3, 32, 32) to logits (N, 10)."""
+    Skip connections add the input of a layer to its output (He et al. 2016, "Deep Residual Learning for Image
+    Recognition"), or concatenate both, so that all later layers see it (Huang et al. 2017, "Densely Connected
+    Convolutional Networks"). Maps float (N, 3, 32, 32) to logits (N, 10)."""
 
     def __init__(self, recipe):
         super().__init__()
-        self.skip_connections = recipe.skip_connections.split()
+        self.concatenate = recipe.connections == "concatenate"
+        self.skip_connections = recipe.skip_connections.split() if recipe.connections != "none" else []
         widths, channels = iter(recipe.widths), 3
         for name in LAYERS:
             if name in ("P1", "P2"):
@@ -159,13 +164,18 @@ class Network(nn.Module):
             else:
                 before, channels = channels, next(widths)
                 layer = convolution(name, before, channels, recipe)
-                if name in self.skip_connections and before != channels:
+                if name in self.skip_connections and self.concatenate:
+                    channels += before
+                elif name in self.skip_connections and before != channels:
                     raise RecipeError(f"skip_connections: {name} has {before} channels before it, {channels} behind it")
             self.add_module(name, layer)
 
     def forward(self, x):
         for name, layer in self.named_children():
-            x = x + layer(x) if name in self.skip_connections else layer(x)
+            y = layer(x)
+            if name in self.skip_connections:
+                y = Concatenate.apply(x, y) if self.concatenate else x + y
+            x = y
         return x.flatten(1)  # (N, 10, 1, 1) -> (N, 10)
 
 

@@ -60,6 +60,9 @@ from tests.world import (
     ("gn", "--groups all", "groups"),
     ("gn", "--norm batch_norm", "norm"),
     ("bn", "--skip-connections C5", "C5"),
+    ("bn", "--connections multiply", "connections"),
+    ("bn", "--connections concatenate --skip-connections C4,C5", "skip_connections"),
+    ("bn", "--connections concatenate", "parameters"),
     ("bn", "--widths 16,16", "widths"),
     ("bn", "--widths 12,16,16,24,24,24,24,40,32,32", "widths"),
     ("bn", "--widths 16,16,16,16,40,40,40,40,40,40", "parameters"),
@@ -212,14 +215,25 @@ def test_without_norm_the_convolutions_have_a_bias():
     assert common.build_model(ln.RECIPE).C1.conv.bias is None
 
 
-def test_skip_connections_add_a_layers_input_to_its_output():
-    plain, added = (common.build_model(replace(bn.RECIPE, skip_connections=names)).eval() for names in ("", "C2"))
-    added.load_state_dict(plain.state_dict())
+def test_skip_connections_add_a_layers_input_to_its_output_or_concatenate_both():
+    plain, added, nothing = (common.build_model(replace(bn.RECIPE, connections=how, skip_connections=names)).eval()
+                             for how, names in (("add", ""), ("add", "C2"), ("none", "C2")))
+    for model in added, nothing:
+        model.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 32, 32)
     first = plain.C1(x)
     rest = nn.Sequential(*list(plain.children())[2:])
     torch.testing.assert_close(plain(x), rest(plain.C2(first)).flatten(1))
     torch.testing.assert_close(added(x), rest(first + plain.C2(first)).flatten(1))
+    assert torch.equal(nothing(x), plain(x))
+    model = common.build_model(replace(bn.RECIPE, connections="concatenate", skip_connections="C2 C10",
+                                       widths=(16, 24, 16, 16, 32, 32, 32, 32, 32, 16))).eval()
+    assert [model.get_submodule(name).in_channels for name in ("C2.conv", "c3.conv", "C10.conv", "c11")] == [
+        16, 40, 32, 48]
+    first = model.C1(x)
+    middle = nn.Sequential(*list(model.children())[2:-3])(torch.cat([first, model.C2(first)], 1))
+    last = torch.cat([middle, model.C10(middle)], 1)
+    torch.testing.assert_close(model(x), model.c11(last.mean((2, 3), keepdim=True)).flatten(1))
 
 
 def test_batch_norm_depends_on_the_batch_in_training_only():

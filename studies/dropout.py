@@ -10,7 +10,7 @@ fewer than 50,000 parameters overfits little. The claim counts as borne out wher
 import statistics
 
 from studies import study
-from studies.study import SEEDS, Study, accuracies, draw_lines
+from studies.study import SEEDS, Study, accuracies, draw_lines, gaps
 from support import pictures
 from support.runs import beyond_noise
 
@@ -19,11 +19,6 @@ TRAININGS = {
     (variant, share, seed):
         (variant, f"--limit 10000 --no-test --dropout-after 'c3 c7 C10' --dropout {share} --seed {seed}")
     for variant in VARIANTS for share in SHARES for seed in SEEDS}
-
-
-def gaps(group):
-    """Training accuracy (without dropout and augmentation) less validation accuracy, in points."""
-    return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group), strict=True)]
 
 
 def draw(found):

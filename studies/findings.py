@@ -1,9 +1,10 @@
 """All studies in the order of the pages, and what they found. For tools/report.py, which publishes it."""
 
-from studies import batch_size, confusions, corruptions, dropout, groups, learning_rate, norms
+from studies import batch_size, confusions, connections, corruptions, dropout, groups, learning_rate, norms
 from studies.study import draw, picture_file
 
-STUDIES = [module.STUDY for module in (norms, dropout, groups, batch_size, learning_rate, corruptions, confusions)]
+STUDIES = [module.STUDY for module in (
+    norms, connections, dropout, groups, batch_size, learning_rate, corruptions, confusions)]
 
 
 def complete():

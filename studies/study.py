@@ -82,6 +82,11 @@ def accuracies(group, part="val"):
     return [100 * (CHANCE if metrics["diverged"] else metrics[f"{part}_accuracy"]) for metrics in group]
 
 
+def gaps(group):
+    """Training accuracy (without dropout and augmentation) less validation accuracy, in points."""
+    return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group), strict=True)]
+
+
 def table(found, measure, corner, labels, than):
     """Markdown with a row for each line, and a column for each x of `labels`, {x: its label}; bold is what differs
     beyond the noise from the same line at x = `than`."""

@@ -52,6 +52,23 @@ def in_a_line(error):
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+class Concatenate(torch.autograd.Function):
+    """torch.cat([x, y], 1) of activations (N, C, H, W), with gradients that lie in memory as channels_last has them.
+
+    Those of torch.cat are views of a whole, on which all that comes before is slow: with them a step of concatenated
+    layers takes 1.3x as long as one of added layers, and with these 1.1x (an AMD EPYC)."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.channels = x.shape[1]
+        return torch.cat([x, y], 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        parts = grad[:, : ctx.channels], grad[:, ctx.channels :]
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
+
+
 def folded(model):
     """A copy of a model in evaluation mode. PyTorch's own batch norm, there a fixed scale and shift, is made part of
     the convolution before it, in all layers that call them `norm` and `conv`; outputs stay the same but for rounding.

@@ -10,7 +10,7 @@ from torch import nn
 
 import bn
 import common
-from support.layers import folded
+from support.layers import Concatenate, folded
 from tests.world import interrupt_after, metrics_of, put, run, what_is_left
 from tools import report
 
@@ -153,6 +153,20 @@ def test_a_folder_without_weights_is_named(world):
         common.load_model(world.results / "bn-epochs=1-no-test")
     with pytest.raises(common.RunError, match="nowhere has no weights"):
         common.load_model(world.results / "nowhere")
+
+
+def test_concatenation_has_the_gradients_of_torchs_in_one_piece():
+    torch.manual_seed(0)
+    x, y = (torch.randn(2, channels, 4, 4).contiguous(memory_format=torch.channels_last) for channels in (3, 5))
+    gradient, results = torch.randn(2, 8, 4, 4), []
+    for concatenate in Concatenate.apply, lambda *parts: torch.cat(parts, 1):
+        parts = [part.clone().requires_grad_() for part in (x, y)]
+        whole = concatenate(*parts)
+        whole.backward(gradient)
+        results.append([whole, *(part.grad for part in parts)])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    grads = torch.autograd.grad(Concatenate.apply(*parts).square().sum(), parts)
+    assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in grads)
 
 
 class Doubled(nn.BatchNorm2d):

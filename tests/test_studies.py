@@ -22,6 +22,7 @@ from studies import (
     ablation,
     batch_size,
     confusions,
+    connections,
     corruptions,
     dropout,
     findings,
@@ -168,10 +169,10 @@ def test_every_run_of_a_study_can_be_parsed_and_has_a_name_of_its_own():
 
 
 def test_a_study_is_named_as_its_module_and_its_make_target():
-    for module in (norms, dropout, groups, batch_size, learning_rate, corruptions, confusions):
+    for module in (norms, connections, dropout, groups, batch_size, learning_rate, corruptions, confusions):
         assert module.__name__ == f"studies.{module.STUDY.name}" and module.STUDY in findings.STUDIES
         assert module.STUDY.question.endswith("?") and len(module.STUDY.expectation) > 100
-    assert len(findings.STUDIES) == 7
+    assert len(findings.STUDIES) == 8
 
 
 def test_a_study_trains_what_is_missing_and_is_told_in_the_results(copied, trainings, monkeypatch):
@@ -359,6 +360,25 @@ def test_a_difference_is_stated_only_beyond_twice_the_spread():
     narrow = [metrics | {"train_accuracy": metrics["val_accuracy"] + 0.02} for metrics in fabricated(65)]
     finding = dropout.finding(found | {("bn", 0.05): narrow, ("bn", 0.2): narrow})
     assert "holds for BN (at 0.05 and 0.2);" in finding and "lowers that of BN (at 0.05 and 0.2)" in finding
+
+
+def test_ways_to_connect_layers_are_told_apart_beyond_the_noise():
+    reached = {"none": 70, "add": 72, "concatenate": 75}
+    found = {(line, way): [metrics | {"val_loss": 1 + number / 100, "parameters": 48_000, "multiply_adds": 9.5e6,
+                                      "seconds_per_epoch": 10.0}
+                           for number, metrics in enumerate(fabricated(72 if line == "gn" else reached[way]))]
+             for line in SCRIPTS for way in connections.WAYS}
+    assert connections.finding(found) == (
+        "Adding layers raises the validation accuracy of BN, LN; concatenating them\n"
+        "raises it further for BN, LN, and lowers it for no variant")
+    found["gn", "concatenate"] = [metrics | {"val_accuracy": 0.6} for metrics in found["gn", "concatenate"]]
+    assert "and lowers it for GN" in connections.finding(found)
+    table = connections.table(found)
+    row = "| layer norm, concatenated | **75.00 ± 0.50** | 1.010 ± 0.010 | 10.00 ± 0.00 | 48,000 | 9.5 | 10.0 |"
+    assert row in table and "| group norm, unconnected | 72.00 ± 0.50 |" in table
+    assert len(connections.draw(found).axes) == 3
+    assert [plan(variant, flags)[1].connections for variant, flags in connections.TRAININGS.values()][::3] == [
+        *connections.WAYS] * 3
 
 
 def test_the_highest_stable_rate_is_the_last_before_runs_diverge_or_fail():
