@@ -65,7 +65,7 @@ def table(found):
         added, first = found[variant, "add"], group[0]
         cells = [emphasized(mean_and_sd(measure(group), text), beyond_noise(measure(group), measure(added)))
                  for measure, text in ((accuracies, "{:.2f}"), (losses, "{:.3f}"), (gaps, "{:.2f}"))]
-        seconds = statistics.mean(metrics["seconds_per_epoch"] for metrics in group)
+        seconds = statistics.median(value for metrics in group for value in metrics["history"]["seconds"])
         rows.append([f"{name_of(variant)}, {NAMES[way]}", *cells, f"{first['parameters']:,}",
                      f"{first['multiply_adds'] / 1e6:.1f}", f"{seconds:.1f}"])
     head = ["", "validation accuracy, %", "validation loss", "training less validation, points", "parameters",

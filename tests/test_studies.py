@@ -365,7 +365,7 @@ def test_a_difference_is_stated_only_beyond_twice_the_spread():
 def test_ways_to_connect_layers_are_told_apart_beyond_the_noise():
     reached = {"none": 70, "add": 72, "concatenate": 75}
     found = {(line, way): [metrics | {"val_loss": 1 + number / 100, "parameters": 48_000, "multiply_adds": 9.5e6,
-                                      "seconds_per_epoch": 10.0}
+                                      "history": {"seconds": [9.0, 10.0, 30.0]}}
                            for number, metrics in enumerate(fabricated(72 if line == "gn" else reached[way]))]
              for line in SCRIPTS for way in connections.WAYS}
     assert connections.finding(found) == (
