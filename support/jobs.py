@@ -11,6 +11,7 @@ from tqdm import tqdm
 from support import machine
 
 MEMORY = 2e9  # bytes that a training may need
+GRACE = 3  # seconds to end by oneself after Ctrl-C, which all that run in a terminal get at once
 
 
 def fitting():
@@ -41,6 +42,11 @@ def run(commands, count, folder, ended):
                     bar.update()
                 bar.set_postfix_str(f"in epochs {', '.join(job.epoch() for job in running.values())}")
                 time.sleep(0.1)
+        except KeyboardInterrupt as signals:
+            end_of_grace = time.monotonic() + (0 if signals.args else GRACE)
+            while any(job.process.poll() is None for job in running.values()) and time.monotonic() < end_of_grace:
+                time.sleep(0.05)
+            raise
         finally:
             for job in running.values():
                 job.process.terminate()
