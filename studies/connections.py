@@ -12,9 +12,9 @@ rates were chosen by validation.
 import statistics
 
 from studies import study
-from studies.study import SEEDS, Study, accuracies, draw_lines, emphasized, gaps, name_of
+from studies.study import SEEDS, Study, accuracies, draw_lines, emphasized, gaps, losses, name_of
 from support import pictures
-from support.runs import beyond_noise, markdown, mean_and_sd
+from support.runs import beyond_noise, clearly_higher, markdown, mean_and_sd
 
 VARIANTS = ("bn", "gn", "ln")
 WAYS = {  # how layers are connected -> flags
@@ -27,10 +27,6 @@ NAMES = {"none": "unconnected", "add": "added", "concatenate": "concatenated"}
 RATES = {"bn": "--max-lr 0.025 --aux-lr 0.3", "gn": "--max-lr 0.03 --aux-lr 0.3", "ln": "--max-lr 0.03 --aux-lr 0.3"}
 TRAININGS = {(variant, way, seed): (variant, f"--no-test {flags} {RATES[variant]} --seed {seed}")
              for variant in VARIANTS for way, flags in WAYS.items() for seed in SEEDS}
-
-
-def losses(group):
-    return [metrics["val_loss"] for metrics in group]
 
 
 def draw(found):
@@ -48,9 +44,9 @@ def draw(found):
 
 def better(found, way, than):
     """The variants whose accuracy is beyond the noise higher in one way than in another, or "no variant"."""
-    pairs = {variant: (accuracies(found[variant, way]), accuracies(found[variant, than])) for variant in VARIANTS}
-    return ", ".join(variant.upper() for variant, (new, old) in pairs.items()
-                     if statistics.mean(new) > statistics.mean(old) and beyond_noise(new, old)) or "no variant"
+    return ", ".join(
+        variant.upper() for variant in VARIANTS
+        if clearly_higher(accuracies(found[variant, way]), accuracies(found[variant, than]))) or "no variant"
 
 
 def finding(found):

@@ -18,7 +18,7 @@ from studies.study import Study, draw_line, emphasized, name_of, published_model
 from support import pictures
 from support.corruptions import CORRUPTIONS, SEVERITIES
 from support.layers import with_statistics_of
-from support.runs import beyond_noise, markdown, percent
+from support.runs import beyond_noise, clearly_higher, markdown, percent
 from support.storage import RunError
 
 UNALTERED, ADAPTED = "as they are", " adapted"
@@ -85,8 +85,7 @@ def finding(found):
         best = max(plain, key=lambda line: statistics.mean(kept[line]))
         equals = [line.upper() for line in plain if line == best or not beyond_noise(kept[line], kept[best])]
         parts.append(f"{kind} {', '.join(equals)}")
-        if any(statistics.mean(kept[line]) > statistics.mean(kept[best]) and beyond_noise(kept[line], kept[best])
-               for line in kept if line not in plain):
+        if any(clearly_higher(kept[line], kept[best]) for line in kept if line not in plain):
             led.append(kind)
     return (f"Best at the severest of each kind, within the noise:\n{'; '.join(parts)}.\n"
             f"Batch norm with statistics of the altered images is better than all of them at {', '.join(led) or '-'}")

@@ -7,12 +7,10 @@ al. 2019, "Understanding the Disharmony between Dropout and Batch Normalization 
 fewer than 50,000 parameters overfits little. The claim counts as borne out where the gap narrows beyond the noise.
 """
 
-import statistics
-
 from studies import study
 from studies.study import SEEDS, Study, accuracies, draw_lines, gaps
 from support import pictures
-from support.runs import beyond_noise
+from support.runs import clearly_higher
 
 VARIANTS, SHARES = ("bn", "gn", "ln"), (0.0, 0.05, 0.2, 0.5)  # of channels dropped
 TRAININGS = {
@@ -39,7 +37,7 @@ def changed(found, measure, sign):
         before = measure(found[variant, 0.0])
         groups = {share: measure(found[variant, share]) for share in SHARES[1:]}
         shares = [f"{share:g}" for share, after in groups.items()
-                  if beyond_noise(before, after) and sign * (statistics.mean(after) - statistics.mean(before)) > 0]
+                  if clearly_higher(*((after, before) if sign > 0 else (before, after)))]
         parts += [f"{variant.upper()} (at {' and '.join(shares)})"] if shares else []
     return ", ".join(parts)
 

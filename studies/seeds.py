@@ -3,12 +3,11 @@ deviations over them are in every table. What was trained here by the code as it
 """
 
 import argparse
-import shlex
 import sys
 
 import common
 from studies.study import SEEDS
-from studies.trainings import add_options, command_of, train, variants
+from studies.trainings import add_options, command_of, print_commands, train, variants
 from support import runs, scripts, storage
 from support.storage import RunError
 
@@ -37,7 +36,7 @@ def main(argv=None):
         commands = {name: command_of(variant, ["--seed", str(seed)] if seed else [])
                     for name, (variant, seed) in trainings.items()}
         if options.list:
-            return print("".join(f"{shlex.join(command)}\n" for command in commands.values()), end="")
+            return print_commands(commands)
 
         def result(name):
             variant, seed = trainings[name]

@@ -82,6 +82,11 @@ def accuracies(group, part="val"):
     return [100 * (CHANCE if metrics["diverged"] else metrics[f"{part}_accuracy"]) for metrics in group]
 
 
+def losses(group):
+    """Of each run, on the validation images."""
+    return [metrics["val_loss"] for metrics in group]
+
+
 def gaps(group):
     """Training accuracy (without dropout and augmentation) less validation accuracy, in points."""
     return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group), strict=True)]
@@ -104,7 +109,7 @@ VALIDATION = ("multiply-adds, M", "validation accuracy, %", "validation loss")
 def validation_cells(group):
     """What VALIDATION names, of runs of equal recipe, as text."""
     return [f"{group[0]['multiply_adds'] / 1e6:.1f}", runs.percent([metrics["val_accuracy"] for metrics in group]),
-            mean_and_sd([metrics["val_loss"] for metrics in group], "{:.3f}")]
+            mean_and_sd(losses(group), "{:.3f}")]
 
 
 def emphasized(text, really):

@@ -61,6 +61,11 @@ def command_of(variant, flags):
     return [below_root(sys.executable), f"{variant}.py", *flags]
 
 
+def print_commands(commands):
+    for command in commands.values():
+        print(shlex.join(command))
+
+
 def below_root(path):
     """A path as seen from the project's folder, if it is in it."""
     return os.path.relpath(path, common.ROOT) if str(path).startswith(f"{common.ROOT}{os.sep}") else str(path)
@@ -117,24 +122,24 @@ def missing(name, trainings):
             for variant, flags in trainings.values() if not finished(saved, variant, flags)}
 
 
-def commands_of(name, trainings):
+def commands_of(name, lacking):
+    """The command of each training that `missing` named."""
     to_waiting = ["--numbers-only", "--results", below_root(waiting_folder(name))]
     return {title: command_of(variant, [*shlex.split(flags), *to_waiting])
-            for title, (variant, flags) in missing(name, trainings).items()}
+            for title, (variant, flags) in lacking.items()}
 
 
 def print_missing(name, trainings):
     """Print the command line of each training that a study lacks, and nothing else."""
-    for command in commands_of(name, trainings).values():
-        print(shlex.join(command))
+    print_commands(commands_of(name, missing(name, trainings)))
 
 
 def train_missing(name, trainings, count=None):
     """Train what a study lacks, `count` at a time. Raises RunError, see `train`."""
-    by_title = {f"{variant}.py {flags}": (variant, flags) for variant, flags in trainings.values()}
+    lacking = missing(name, trainings)
 
     def result(title):
         runs.collect(waiting_folder(name), numbers_file(name))
-        return finished(runs.read_lines(numbers_file(name)), *by_title[title])
+        return finished(runs.read_lines(numbers_file(name)), *lacking[title])
 
-    train(commands_of(name, trainings), count, result)
+    train(commands_of(name, lacking), count, result)

@@ -21,13 +21,18 @@ def fitting():
     return max(1, min(torch.get_num_threads(), int(machine.free_memory() // MEMORY)))
 
 
+def threads_each(threads, count):
+    """How many of the machine's threads each of `count` trainings at a time has."""
+    return max(1, threads // count)
+
+
 def run(commands, count, folder, ended):
     """Run the commands, {name: list of arguments}, in `folder`, `count` at a time, the threads shared among them.
 
     For each that ends, `ended(name, status, text)` makes the line that is printed; `text` is what the command wrote. A
     single one at a time writes to the terminal itself, and `text` is empty. KeyboardInterrupt ends all of them."""
     count = min(count, len(commands))
-    threads = {} if count < 2 else {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
+    threads = {} if count < 2 else {"OMP_NUM_THREADS": str(threads_each(torch.get_num_threads(), count))}
     waiting, running = list(commands), {}
     with tqdm(total=len(commands), unit="training", leave=False, disable=True if count < 2 else None) as bar:
         try:

@@ -187,6 +187,11 @@ def beyond_noise(a, b):
     return abs(statistics.mean(a) - statistics.mean(b)) > 2 * max(statistics.stdev(a), statistics.stdev(b))
 
 
+def clearly_higher(a, b):
+    """Whether the mean of the first of two lists is the higher one beyond the noise."""
+    return beyond_noise(a, b) and statistics.mean(a) > statistics.mean(b)
+
+
 def markdown(head, rows, align="---"):
     """The text of a table, the columns but for the first aligned by `align`."""
     rule = ["---"] + [align] * (len(head) - 1)

@@ -342,10 +342,10 @@ def speed():
     jobs_at_once, threads = jobs.fitting(), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(Implementation(*how)) for name, how in IMPLEMENTATIONS.items()}
-        together = [stack.enter_context(Implementation(*OURS["bn"], threads=max(1, threads // jobs_at_once)))
+        together = [stack.enter_context(Implementation(*OURS["bn"], threads=jobs.threads_each(threads, jobs_at_once)))
                     for _ in range(jobs_at_once)]
-        seconds, side_by_side = ({name: {"train": [], "evaluate": []} for name in names}
-                                 for names in (IMPLEMENTATIONS, ["bn"]))
+        seconds = {name: {"train": [], "evaluate": []} for name in IMPLEMENTATIONS}
+        seconds_together = {"train": [], "evaluate": []}
         details = {"parts": [], "multiply_adds_a_second": [], "bytes_a_second": [], "checkpoint": [],
                    "checkpoint_unflushed": []}
         profile = {"convolutions": []}  # in a process apart, since a profiler leaves its traces
@@ -356,7 +356,7 @@ def speed():
                 for method, values in (seconds | {"details": details, "profile": profile})[name].items():
                     value = process(method)
                     values += [value] if turn else []
-            for method, values in side_by_side["bn"].items():
+            for method, values in seconds_together.items():
                 for process in together:
                     process.ask(method)
                 value = statistics.mean([process.answer() for process in together])
@@ -364,7 +364,7 @@ def speed():
             print(f"round {turn} of {ROUNDS}" if turn else "warmed up", flush=True)
     details["start_up"] = [start_up() for _ in range(ROUNDS)]
     recipe = common.script_of("bn")
-    return {"seconds": seconds, "details": details | profile, "side_by_side": side_by_side["bn"], "jobs": jobs_at_once,
+    return {"seconds": seconds, "details": details | profile, "side_by_side": seconds_together, "jobs": jobs_at_once,
             "threads": threads, "batch_size": recipe.batch_size, "epochs": recipe.epochs, "train_images": TRAINING,
             "multiply_adds": convolution_multiply_adds(recipe), "bytes": activation_bytes(recipe)}
 
@@ -471,10 +471,11 @@ def side_by_side(saved):
     yield "## Side by side\n"
     alone, together = (saved["epochs"] * sum(epoch_of(saved, seconds))
                        for seconds in (saved["seconds"]["bn"], saved["side_by_side"]))
-    rows = [[f"{count} at a time, {threads} thread{'s' * (threads > 1)} each", f"{count * 3600 / seconds:.1f}",
-             f"{seconds / 60:.1f}"]
-            for count, threads, seconds in ((1, saved["threads"], alone),
-                                            (saved["jobs"], max(1, saved["threads"] // saved["jobs"]), together))]
+    rows = []
+    for count, seconds in (1, alone), (saved["jobs"], together):
+        threads = jobs.threads_each(saved["threads"], count)
+        rows.append([f"{count} at a time, {threads} thread{'s' * (threads > 1)} each", f"{count * 3600 / seconds:.1f}",
+                     f"{seconds / 60:.1f}"])
     yield markdown([f"trainings of bn, {saved['epochs']} epochs", "trainings an hour", "minutes for one"], rows, "---:")
 
 
