@@ -1,7 +1,8 @@
 """Trainings that are done once, side by side or on other machines. For all studies, and for other seeds of the scripts.
 
 A training that is finished, or has diverged, is not trained again unless its script's recipe has changed; one that was
-interrupted goes on. Of a study's trainings, a line of numbers each is kept in results/studies/<study>.jsonl.
+interrupted goes on. Of a study's trainings, a line of numbers each is kept in results/studies/<study>.jsonl; those that
+are a script's own, with no change, are not trained for a study: their numbers are those published.
 """
 
 import os
@@ -95,6 +96,16 @@ def plan(variant, flags):
     return common.run_name(recipe, script, options.limit, options.seed, options.test), recipe
 
 
+def saved_trainings(name):
+    """The metrics of a study's trainings and of those published, by the name of a training. Raises RunError."""
+    saved = runs.read_lines(numbers_file(name))
+    for variant in variants():
+        for run in runs.over_seeds(common.RESULTS, variant):
+            if run.metrics["recipe"] == common.script_of(variant).values():
+                saved[f"{run.metrics['run']}-no-test"] = runs.as_line(run)
+    return saved
+
+
 def finished(saved, variant, flags):
     """The metrics of a training; None if it is missing, or by a recipe that is no longer its script's."""
     name, recipe = plan(variant, flags)
@@ -103,7 +114,7 @@ def finished(saved, variant, flags):
 
 def pooled(name, trainings):
     """The metrics of all trainings of a study, {(line, x): a list over the seeds}; None if one is missing."""
-    saved, found = runs.read_lines(numbers_file(name)), {}
+    saved, found = saved_trainings(name), {}
     if not {variant for variant, _ in trainings.values()} <= set(variants()):
         return None
     for (line, x, _), training in trainings.items():
@@ -117,7 +128,7 @@ def pooled(name, trainings):
 def missing(name, trainings):
     """What results/studies/<name>.jsonl lacks of {key: (variant, flags)}, each by its name: "bn.py flags"."""
     runs.collect(waiting_folder(name), numbers_file(name))
-    saved = runs.read_lines(numbers_file(name))
+    saved = saved_trainings(name)
     return {f"{variant}.py {flags}": (variant, flags)
             for variant, flags in trainings.values() if not finished(saved, variant, flags)}
 

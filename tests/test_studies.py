@@ -33,7 +33,7 @@ from studies import (
     study,
     tried,
 )
-from studies.trainings import numbers_file, plan, train_missing
+from studies.trainings import numbers_file, plan, pooled, train_missing
 from support import jobs, machine, pictures, runs, scripts, storage
 from support.storage import RunError
 from tests.world import SCRIPTS, metrics_of, run
@@ -159,6 +159,20 @@ def test_a_run_that_finished_before_a_kill_is_not_trained_again(world, trainings
             train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
     train_missing("some", {("bn", 1, 0): ("bn", "--epochs 1 --no-test")})
     assert len(trainings) == 1 and list(lines_of("some")) == ["bn-epochs=1-no-test"]
+
+
+def test_what_is_published_of_a_script_is_not_trained_for_a_study(world, trainings, monkeypatch):
+    monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, epochs=1))
+    run(bn.RECIPE)
+    plan = {("bn", 1, seed): ("bn", f"--epochs 1 --no-test --seed {seed}") for seed in (0, 1)}
+    train_missing("some", plan)
+    assert [command[1:6] for command in trainings] == [["--epochs", "1", "--no-test", "--seed", "1"]]
+    assert [metrics["run"] for metrics in pooled("some", plan)["bn", 1]] == ["bn", "bn-seed=1-no-test"]
+    assert pooled("some", plan)["bn", 1][0]["val_loss"] == metrics_of(world, "bn")["val_loss"]
+    monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, crop=3))  # what is published is no longer the script's
+    assert pooled("some", plan) is None
+    train_missing("some", plan)
+    assert len(trainings) == 3 and len(pooled("some", plan)["bn", 1]) == 2
 
 
 def test_every_run_of_a_study_can_be_parsed_and_has_a_name_of_its_own():
