@@ -37,6 +37,7 @@ DATA, RESULTS = ROOT / "data", ROOT / "results"
 MAX_PARAMETERS, MAX_EPOCHS = 50_000, 20  # the assignment: fewer than 50,000 parameters, at most 20 epochs
 LAYERS = ("C1", "C2", "c3", "P1", "C4", "C5", "C6", "c7", "P2", "C8", "C9", "C10", "GAP", "c11")
 CONVOLUTIONS = [name for name in LAYERS if name[0] in "Cc" and name != "c11"]  # those that a norm follows
+CONCATENATED = [name for name in LAYERS if name[0] == "C" and name != "C1"]  # the 3x3 ones: C1 sees the image itself
 
 
 class RecipeError(RunError, ValueError):
@@ -57,11 +58,10 @@ class Recipe:
     dropout: float = setting(0.0, "probability in [0, 1) that a channel of an image is zeroed", lambda p: 0 <= p < 1)
     dropout_after: str = setting(
         "c3 c7 C10", "convolutions that dropout follows", lambda names: set(CONVOLUTIONS).issuperset(names.split()))
-    connections: str = setting("add", "what skip connections do with input and output: add, concatenate or none",
-                               lambda how: how in ("add", "concatenate", "none"))
-    skip_connections: str = setting(
-        "C2 c3 C4 C6 c7 C8 C9 C10", "convolutions whose input goes on beside their output",
-        lambda names: set(CONVOLUTIONS).issuperset(names.split()))
+    connections: str = setting(
+        "add", "concatenate the input of C2, C4 to C6 and C8 to C10 and their output, add input and output "
+        "where they have as many channels, or none",
+        lambda how: how in ("concatenate", "add", "none"))
     widths: tuple[int, ...] = setting(
         (16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "channels of C1 to C10: ten multiples of 8, fastest if of 16",
         lambda widths: len(widths) == 10 and all(width > 0 and width % 8 == 0 for width in widths),
@@ -145,14 +145,14 @@ def draw_augmentation(count, recipe, epoch, generator):
 class Network(nn.Module):
     """The assignment's network: C is a 3x3 convolution, c a 1x1 convolution, P a 2x2 max pool, GAP the mean over H, W.
 
-    Skip connections add the input of a layer to its output (He et al. 2016, "Deep Residual Learning for Image
-    Recognition"), or concatenate both, so that all later layers see it (Huang et al. 2017, "Densely Connected
-    Convolutional Networks"). Maps float (N, 3, 32, 32) to logits (N, 10)."""
+    Skip connections hand on a layer's input beside its output. Concatenated, all later layers up to the next 1x1
+    convolution see it (Huang et al. 2017, "Densely Connected Convolutional Networks"); added to the output, it needs as
+    many channels (He et al. 2016, "Deep Residual Learning for Image Recognition"). Maps float (N, 3, 32, 32) to logits
+    (N, 10)."""
 
     def __init__(self, recipe):
         super().__init__()
-        self.concatenate = recipe.connections == "concatenate"
-        self.skip_connections = recipe.skip_connections.split() if recipe.connections != "none" else []
+        self.connections, self.skip_connections = recipe.connections, []  # how, and the names of the layers
         widths, channels = iter(recipe.widths), 3
         for name in LAYERS:
             if name in ("P1", "P2"):
@@ -164,17 +164,18 @@ class Network(nn.Module):
             else:
                 before, channels = channels, next(widths)
                 layer = convolution(name, before, channels, recipe)
-                if name in self.skip_connections and self.concatenate:
+                if recipe.connections == "concatenate" and name in CONCATENATED:
+                    self.skip_connections.append(name)
                     channels += before
-                elif name in self.skip_connections and before != channels:
-                    raise RecipeError(f"skip_connections: {name} has {before} channels before it, {channels} behind it")
+                elif recipe.connections == "add" and before == channels:
+                    self.skip_connections.append(name)
             self.add_module(name, layer)
 
     def forward(self, x):
         for name, layer in self.named_children():
             y = layer(x)
             if name in self.skip_connections:
-                y = Concatenate.apply(x, y) if self.concatenate else x + y
+                y = Concatenate.apply(x, y) if self.connections == "concatenate" else x + y
             x = y
         return x.flatten(1)  # (N, 10, 1, 1) -> (N, 10)
 

@@ -59,10 +59,7 @@ from tests.world import (
     ("gn", "--groups 0", "groups"),
     ("gn", "--groups all", "groups"),
     ("gn", "--norm batch_norm", "norm"),
-    ("bn", "--skip-connections C5", "C5"),
     ("bn", "--connections multiply", "connections"),
-    ("bn", "--connections concatenate --skip-connections C4,C5", "skip_connections"),
-    ("bn", "--connections concatenate", "parameters"),
     ("bn", "--widths 16,16", "widths"),
     ("bn", "--widths 12,16,16,24,24,24,24,40,32,32", "widths"),
     ("bn", "--widths 16,16,16,16,40,40,40,40,40,40", "parameters"),
@@ -201,7 +198,7 @@ def test_budgets_and_norms(variant):
 
 def test_too_many_parameters_are_refused_with_their_number():
     with pytest.raises(common.RecipeError, match="68,394 parameters"):
-        common.build_model(replace(bn.RECIPE, widths=(32,) * 10))
+        common.build_model(replace(bn.RECIPE, connections="add", widths=(32,) * 10))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8, "channels"])
@@ -215,25 +212,25 @@ def test_without_norm_the_convolutions_have_a_bias():
     assert common.build_model(ln.RECIPE).C1.conv.bias is None
 
 
-def test_skip_connections_add_a_layers_input_to_its_output_or_concatenate_both():
-    plain, added, nothing = (common.build_model(replace(bn.RECIPE, connections=how, skip_connections=names)).eval()
-                             for how, names in (("add", ""), ("add", "C2"), ("none", "C2")))
-    for model in added, nothing:
-        model.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 32, 32)
-    first = plain.C1(x)
-    rest = nn.Sequential(*list(plain.children())[2:])
-    torch.testing.assert_close(plain(x), rest(plain.C2(first)).flatten(1))
-    torch.testing.assert_close(added(x), rest(first + plain.C2(first)).flatten(1))
-    assert torch.equal(nothing(x), plain(x))
-    model = common.build_model(replace(bn.RECIPE, connections="concatenate", skip_connections="C2 C10",
-                                       widths=(16, 24, 16, 16, 32, 32, 32, 32, 32, 16))).eval()
-    assert [model.get_submodule(name).in_channels for name in ("C2.conv", "c3.conv", "C10.conv", "c11")] == [
-        16, 40, 32, 48]
-    first = model.C1(x)
-    middle = nn.Sequential(*list(model.children())[2:-3])(torch.cat([first, model.C2(first)], 1))
-    last = torch.cat([middle, model.C10(middle)], 1)
-    torch.testing.assert_close(model(x), model.c11(last.mean((2, 3), keepdim=True)).flatten(1))
+def test_skip_connections_concatenate_a_layers_input_and_its_output_or_add_them():
+    recipe = replace(bn.RECIPE, connections="concatenate", widths=(16, 16, 32, 16, 16, 16, 32, 16, 16, 16))
+    model, x = common.build_model(recipe).eval(), torch.randn(2, 3, 32, 32)
+    assert [layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)] == [
+        3, 16, 32, 32, 48, 64, 80, 32, 48, 64, 80]
+    y = x
+    for name, layer in model.named_children():
+        y = torch.cat([y, layer(y)], 1) if name in ("C2", "C4", "C5", "C6", "C8", "C9", "C10") else layer(y)
+    torch.testing.assert_close(model(x), y.flatten(1))
+    widths = (16, 16, 16, 16, 32, 32, 32, 32, 32, 32)
+    added, nothing = (common.build_model(replace(bn.RECIPE, connections=how, widths=widths)).eval()
+                      for how in ("add", "none"))
+    nothing.load_state_dict(added.state_dict())
+    y = x
+    for name, layer in added.named_children():
+        y = y + layer(y) if name in ("C2", "c3", "C4", "C6", "c7", "C8", "C9", "C10") else layer(y)
+    torch.testing.assert_close(added(x), y.flatten(1))
+    torch.testing.assert_close(nothing(x), nn.Sequential(*nothing.children())(x).flatten(1))
+    assert not torch.allclose(added(x), nothing(x))
 
 
 def test_batch_norm_depends_on_the_batch_in_training_only():
@@ -429,7 +426,7 @@ def test_a_training_begun_on_cuda_goes_on_on_the_cpu():
     ("--norm none --groups channels", "gn-norm=none-groups=channels"),
     ("--no-test", "gn-no-test"),
     ("--no-flip --no-test", "gn-flip=False-no-test"),
-    ("--widths 16,16,16,16,24,24,24,24,24,24", "gn-widths=16+16+16+16+24+24+24+24+24+24"),
+    ("--widths 16,16,32,16,16,16,24,16,16,16", "gn-widths=16+16+32+16+16+16+24+16+16+16"),
     ("--device cpu", "gn"),
 ])
 def test_run_names(flags, name):
@@ -504,7 +501,10 @@ def test_metrics_agree_with_a_recomputation_from_the_saved_weights(trained, vari
     assert metrics["train_loss"] < 2.2  # it learned something: chance is ln 10 = 2.303
     assert list(metrics) == list(runs.METRICS)
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
-    assert metrics["multiply_adds"] == pytest.approx(9.22e6, rel=0.01)
+    sides = [32, 32, 32, 16, 16, 16, 16, 8, 8, 8, 1]
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    assert metrics["multiply_adds"] == pytest.approx(
+        sum(weight.numel() * side**2 for weight, side in zip(weights, sides, strict=True)), rel=0.01)
     assert metrics["train_images"] == 270 and metrics["run"] == metrics["variant"] == variant
 
 

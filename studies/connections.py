@@ -18,10 +18,9 @@ from support.runs import beyond_noise, clearly_higher, markdown, mean_and_sd
 
 VARIANTS = ("bn", "gn", "ln")
 WAYS = {  # how layers are connected -> flags
-    "none": "--connections none --skip-connections '' --widths 16,16,16,16,32,32,32,32,32,32",
-    "add": "--connections add --skip-connections 'C2 c3 C4 C6 c7 C8 C9 C10' --widths 16,16,16,16,32,32,32,32,32,32",
-    "concatenate": "--connections concatenate --skip-connections 'C2 C4 C5 C6 C8 C9 C10' "
-                   "--widths 16,16,24,16,16,16,32,24,16,16",
+    "none": "--connections none --widths 16,16,16,16,32,32,32,32,32,32",
+    "add": "--connections add --widths 16,16,16,16,32,32,32,32,32,32",
+    "concatenate": "--connections concatenate --widths 16,16,32,16,16,16,32,16,16,16",
 }
 NAMES = {"none": "unconnected", "add": "added", "concatenate": "concatenated"}
 RATES = {"bn": "--max-lr 0.025 --aux-lr 0.3", "gn": "--max-lr 0.03 --aux-lr 0.3", "ln": "--max-lr 0.03 --aux-lr 0.3"}
