@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 import common
-from studies.trainings import add_options, numbers_file, pooled, print_missing, train_missing, variants
+from studies.trainings import add_options, numbers_file, pooled, print_missing, published, train_missing
 from support import machine, pictures, runs, scripts, storage
 from support.runs import beyond_noise, markdown, mean_and_sd
 from support.storage import RunError
@@ -58,12 +58,6 @@ def picture_file(study):
 
 
 # --- What is published ---
-
-
-def published():
-    """For each variant the runs of its script, seed by seed. Raises RunError for damaged files."""
-    groups = [runs.over_seeds(common.RESULTS, variant) for variant in variants()]
-    return [group for group in groups if group]
 
 
 def published_models():

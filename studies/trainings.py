@@ -5,6 +5,7 @@ interrupted goes on. Of a study's trainings, a line of numbers each is kept in r
 are a script's own, with no change, are not trained for a study: their numbers are those published.
 """
 
+import itertools
 import os
 import shlex
 import sys
@@ -96,13 +97,18 @@ def plan(variant, flags):
     return common.run_name(recipe, script, options.limit, options.seed, options.test), recipe
 
 
+def published():
+    """For each variant the runs of its script, seed by seed. Raises RunError for damaged files."""
+    groups = [runs.over_seeds(common.RESULTS, variant) for variant in variants()]
+    return [group for group in groups if group]
+
+
 def saved_trainings(name):
     """The metrics of a study's trainings and of those published, by the name of a training. Raises RunError."""
     saved = runs.read_lines(numbers_file(name))
-    for variant in variants():
-        for run in runs.over_seeds(common.RESULTS, variant):
-            if run.metrics["recipe"] == common.script_of(variant).values():
-                saved[f"{run.metrics['run']}-no-test"] = runs.as_line(run)
+    for run in itertools.chain.from_iterable(published()):
+        if run.metrics["recipe"] == common.script_of(run.metrics["variant"]).values():
+            saved[f"{run.metrics['run']}-no-test"] = runs.as_line(run)
     return saved
 
 

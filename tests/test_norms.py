@@ -17,8 +17,7 @@ from tools import report
 
 def test_receptive_fields_and_jumps_are_the_support_of_the_gradient():
     torch.manual_seed(0)
-    model = common.build_model(replace(
-        bn.RECIPE, norm=None, activation="GELU", connections="concatenate", widths=(8,) * 10)).eval()
+    model = common.build_model(replace(bn.RECIPE, norm=None, activation="GELU")).eval()
     seen = report.seen_by_layers()
     assert list(seen) == [name for name, _ in model.named_children()]
 
@@ -27,7 +26,7 @@ def test_receptive_fields_and_jumps_are_the_support_of_the_gradient():
         x = torch.randn(1, 3, side, side, requires_grad=True)
         y = x
         for name, layer in model.named_children():
-            y = torch.cat([y, layer(y)], 1) if name in model.skip_connections else layer(y)
+            y = y + layer(y) if name in model.skip_connections else layer(y)
             if name == last_layer:
                 break
         y[0, :, place, place].sum().backward()
