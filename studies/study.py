@@ -156,7 +156,7 @@ def main(study, argv=None):
     options = parser.parse_args(argv)
     try:
         if options.list:
-            return print_missing(study.name, study.trainings)
+            return print_missing(study.name, study.trainings) if study.trainings else None
         machine.keep_freed_memory()
         if study.measure:
             path = numbers_file(study.name, "json")

@@ -64,8 +64,10 @@ def command_of(variant, flags):
 
 
 def print_commands(commands):
-    for command in commands.values():
-        print(shlex.join(command))
+    try:
+        print("".join(f"{shlex.join(command)}\n" for command in commands.values()), end="", flush=True)
+    except BrokenPipeError:  # as by `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
 
 
 def below_root(path):

@@ -1,6 +1,8 @@
 """Proofs of studies/: what is trained, what is not trained again, what is said of the numbers."""
 
+import contextlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -33,7 +35,7 @@ from studies import (
     study,
     tried,
 )
-from studies.trainings import numbers_file, plan, pooled, train_missing
+from studies.trainings import numbers_file, plan, pooled, print_commands, train_missing
 from support import jobs, machine, pictures, runs, scripts, storage
 from support.storage import RunError
 from tests.world import SCRIPTS, metrics_of, run
@@ -223,7 +225,16 @@ def test_what_is_missing_is_listed_as_commands_and_nothing_else(world, small_abl
     assert capsys.readouterr().out.splitlines() == [*lines[:1], *lines[2:]]
     for module in (norms, confusions):
         study.main(module.STUDY, ["--list"])
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "" and not waiting.with_name("norms").exists()
+
+
+def test_a_list_that_nobody_reads_to_its_end_ends_without_a_word(capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe, contextlib.redirect_stdout(pipe):
+        print_commands({"a training": ["bn.py"]})
+        print("more")
+    assert capfd.readouterr() == ("", "")
 
 
 # --- Side by side ---
