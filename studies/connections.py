@@ -5,73 +5,128 @@ unchanged, and gradients earlier ones: deep networks train better (He et al. 201
 Recognition"), but one of 10 convolutions with norms hardly needs that. Concatenated, outputs are used again by every
 later layer of their block, so few filters make many channels (Huang et al. 2017, "Densely Connected Convolutional
 Networks"): with so few parameters, that should help most. Those blocks are C1 C2, C4 to C6, and C8 to C10; c3 P1 and c7
-P2, a 1x1 convolution and a pool, are their transitions. All three ways have about as many parameters; widths and
-rates were chosen by validation.
+P2, a 1x1 convolution and a pool, are their transitions. All three ways have about as many parameters; widths and rates
+of each were chosen by validation. What a step costs is measured side by side, since trainings run on different days.
+
+The scripts add: to concatenate takes longer, so it would have to be more accurate beyond the noise for every norm.
 """
 
+import json
 import statistics
+import time
 
+import torch
+
+import common
 from studies import study
 from studies.study import SEEDS, Study, accuracies, draw_lines, emphasized, gaps, losses, name_of
-from support import pictures
+from studies.trainings import numbers_file, plan, pooled
+from support import machine, pictures, storage
 from support.runs import beyond_noise, clearly_higher, markdown, mean_and_sd
 
 VARIANTS = ("bn", "gn", "ln")
-WAYS = {  # how layers are connected -> flags
+WAYS = {  # how layers are connected -> flags; rates are those of the scripts, chosen for added layers, unless named
     "none": "--connections none --widths 16,16,16,16,32,32,32,32,32,32",
     "add": "--connections add --widths 16,16,16,16,32,32,32,32,32,32",
-    "concatenate": "--connections concatenate --widths 16,16,32,16,16,16,32,16,16,16",
+    "concatenate":
+        "--connections concatenate --widths 16,16,32,16,16,16,32,16,16,16 --max-lr 0.03 --aux-lr 0.3",
 }
 NAMES = {"none": "unconnected", "add": "added", "concatenate": "concatenated"}
-RATES = {"bn": "--max-lr 0.025 --aux-lr 0.3", "gn": "--max-lr 0.03 --aux-lr 0.3", "ln": "--max-lr 0.03 --aux-lr 0.3"}
-TRAININGS = {(variant, way, seed): (variant, f"--no-test {flags} {RATES[variant]} --seed {seed}")
+TRAININGS = {(variant, way, seed): (variant, f"--no-test {flags} --seed {seed}")
              for variant in VARIANTS for way, flags in WAYS.items() for seed in SEEDS}
+ROUNDS, STEPS = 7, 20  # of the measurement, in which every network has its turn; the first round is not counted
+
+
+def measure():
+    """Seconds of an epoch's steps, a list over rounds, by "variant way"; and on what machine."""
+    images, targets = common.load_data("train")
+    index = common.split_indices(targets)[0]
+    trainings = {f"{variant} {way}": fresh_training(plan(variant, flags)[1], images[index], targets[index])
+                 for variant in VARIANTS for way, flags in WAYS.items()}
+    seconds = {name: [] for name in trainings}
+    for _ in range(ROUNDS):
+        for name, training in trainings.items():
+            start = time.perf_counter()
+            common.train_epoch(training, 1)
+            steps = len(index) // training.recipe.batch_size
+            seconds[name].append((time.perf_counter() - start) / STEPS * steps)
+    return {"seconds": {name: rounds[1:] for name, rounds in seconds.items()}, "machine": machine.in_words()}
+
+
+def fresh_training(recipe, images, targets):
+    """A training whose epochs have STEPS steps."""
+    torch.manual_seed(0)
+    model = common.build_model(recipe).to(memory_format=torch.channels_last)
+    seen = STEPS * recipe.batch_size
+    return common.Training(model, recipe, [images[:seen], targets[:seen]], seed=0)
+
+
+def read():
+    """The metrics of the trainings and "cost", what measure() gave; None if something is missing."""
+    found = pooled("connections", TRAININGS)
+    cost = json.loads(storage.read_signed(numbers_file("connections", "json")) or "null")
+    return {"groups": found, "cost": cost} if found and cost else None
 
 
 def draw(found):
     picture, panels = pictures.figure(9, 3.8, 3)
-    by_place = {(variant, list(WAYS).index(way)): group for (variant, way), group in found.items()}
+    by_place = {(variant, list(WAYS).index(way)): group for (variant, way), group in found["groups"].items()}
     measures = {"validation accuracy, %": accuracies, "validation loss": losses,
                 "training less validation accuracy, points": gaps}
-    for axes, (label, measure) in zip(panels, measures.items(), strict=True):
-        draw_lines(axes, by_place, measure)
+    for axes, (label, values) in zip(panels, measures.items(), strict=True):
+        draw_lines(axes, by_place, values)
         axes.set_ylabel(label)
         axes.set_xticks(range(len(WAYS)), NAMES.values())
     panels[0].legend()
     return picture
 
 
-def better(found, way, than):
-    """The variants whose accuracy is beyond the noise higher in one way than in another, or "no variant"."""
-    return ", ".join(
-        variant.upper() for variant in VARIANTS
-        if clearly_higher(accuracies(found[variant, way]), accuracies(found[variant, than]))) or "no variant"
+def clearly(found, values, way, than, sign=1):
+    """The variants whose values are beyond the noise higher (or lower: sign -1) in one way than in another, as text."""
+    def signed(variant, way):
+        return [sign * value for value in values(found["groups"][variant, way])]
+
+    return ", ".join(variant.upper() for variant in VARIANTS
+                     if clearly_higher(signed(variant, way), signed(variant, than))) or "no variant"
+
+
+def times_as_long(found, variant, way):
+    """As an epoch of added layers: the median of the ratios round by round."""
+    seconds = found["cost"]["seconds"]
+    return statistics.median(
+        new / old for new, old in zip(seconds[f"{variant} {way}"], seconds[f"{variant} add"], strict=True))
 
 
 def finding(found):
-    return (f"Adding layers raises the validation accuracy of {better(found, 'add', 'none')}; "
-            f"concatenating them\nraises it further for {better(found, 'concatenate', 'add')}, "
-            f"and lowers it for {better(found, 'add', 'concatenate')}")
+    added, raised, lowered = (
+        clearly(found, *change) for change in (
+            (accuracies, "add", "none"), (accuracies, "concatenate", "add"), (losses, "concatenate", "add", -1)))
+    cost = [times_as_long(found, variant, "concatenate") for variant in VARIANTS]
+    return (f"Beyond the noise, adding layers raises the validation accuracy of {added};\n"
+            f"concatenating them instead raises that of {raised}, lowers the loss of {lowered}, "
+            f"and takes {min(cost):.2f} to {max(cost):.2f} times as long")
 
 
 def table(found):
     rows = []
-    for (variant, way), group in found.items():
-        added, first = found[variant, "add"], group[0]
-        cells = [emphasized(mean_and_sd(measure(group), text), beyond_noise(measure(group), measure(added)))
-                 for measure, text in ((accuracies, "{:.2f}"), (losses, "{:.3f}"), (gaps, "{:.2f}"))]
-        seconds = statistics.median(value for metrics in group for value in metrics["history"]["seconds"])
+    for (variant, way), group in found["groups"].items():
+        added, first = found["groups"][variant, "add"], group[0]
+        cells = [emphasized(mean_and_sd(values(group), text), beyond_noise(values(group), values(added)))
+                 for values, text in ((accuracies, "{:.2f}"), (losses, "{:.3f}"), (gaps, "{:.2f}"))]
+        seconds = statistics.median(found["cost"]["seconds"][f"{variant} {way}"])
         rows.append([f"{name_of(variant)}, {NAMES[way]}", *cells, f"{first['parameters']:,}",
-                     f"{first['multiply_adds'] / 1e6:.1f}", f"{seconds:.1f}"])
+                     f"{first['multiply_adds'] / 1e6:.1f}", f"{seconds:.1f}",
+                     f"{times_as_long(found, variant, way):.2f}"])
     head = ["", "validation accuracy, %", "validation loss", "training less validation, points", "parameters",
-            "multiply-adds, M", "seconds an epoch"]
-    return markdown(head, rows, "---:") + "\nBold: differs beyond the noise from layers that are added.\n"
+            "multiply-adds, M", "seconds of an epoch's steps", "of those with added layers"]
+    return (markdown(head, rows, "---:") + "\nBold: differs beyond the noise from layers that are added. Seconds are "
+            f"medians of {ROUNDS - 1} rounds in which every network had its turn, on: {found['cost']['machine']}.\n")
 
 
 STUDY = Study(
     "connections", __doc__,
     "all training images, 20 epochs, 3 seeds; bands: one standard deviation",
-    finding, table, draw, trainings=TRAININGS)
+    finding, table, draw, trainings=TRAININGS, measure=measure, read=read)
 
 if __name__ == "__main__":
     study.main(STUDY)

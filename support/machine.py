@@ -110,3 +110,9 @@ def compute_settings(device):
     """What the last bits of a training depend on, the processor aside: a dict of plain values."""
     return {"device": device.type, "precision": precision(device), "threads": torch.get_num_threads(),
             "torch": str(torch.__version__)}
+
+
+def in_words():
+    """The processor and how it computes, for pages that tell of speed."""
+    settings = compute_settings(torch.device("cpu"))
+    return "{CPU}, {threads} threads, {precision}, torch {torch}".format(CPU=cpu_model(), **settings)

@@ -389,21 +389,41 @@ def test_a_difference_is_stated_only_beyond_twice_the_spread():
 
 def test_ways_to_connect_layers_are_told_apart_beyond_the_noise():
     reached = {"none": 70, "add": 72, "concatenate": 75}
-    found = {(line, way): [metrics | {"val_loss": 1 + number / 100, "parameters": 48_000, "multiply_adds": 9.5e6,
-                                      "history": {"seconds": [9.0, 10.0, 30.0]}}
-                           for number, metrics in enumerate(fabricated(72 if line == "gn" else reached[way]))]
-             for line in SCRIPTS for way in connections.WAYS}
+    groups = {(line, way): [metrics | {"val_loss": 1 + number / 100, "parameters": 48_000, "multiply_adds": 9.5e6}
+                            for number, metrics in enumerate(fabricated(72 if line == "gn" else reached[way]))]
+              for line in SCRIPTS for way in connections.WAYS}
+    seconds = {f"{line} {way}": [10.0, 12.0, 30.0] for line in SCRIPTS for way in connections.WAYS}
+    seconds["ln concatenate"], seconds["bn concatenate"] = [15.0, 15.0, 33.0], [11.0, 12.0, 36.0]
+    found = {"groups": groups, "cost": {"seconds": seconds, "machine": "an abacus"}}
     assert connections.finding(found) == (
-        "Adding layers raises the validation accuracy of BN, LN; concatenating them\n"
-        "raises it further for BN, LN, and lowers it for no variant")
-    found["gn", "concatenate"] = [metrics | {"val_accuracy": 0.6} for metrics in found["gn", "concatenate"]]
-    assert "and lowers it for GN" in connections.finding(found)
+        "Beyond the noise, adding layers raises the validation accuracy of BN, LN;\n"
+        "concatenating them instead raises that of BN, LN, lowers the loss of no variant, "
+        "and takes 1.00 to 1.25 times as long")
     table = connections.table(found)
-    row = "| layer norm, concatenated | **75.00 ± 0.50** | 1.010 ± 0.010 | 10.00 ± 0.00 | 48,000 | 9.5 | 10.0 |"
+    row = "| layer norm, concatenated | **75.00 ± 0.50** | 1.010 ± 0.010 | 10.00 ± 0.00 | 48,000 | 9.5 | 15.0 | 1.25 |"
     assert row in table and "| group norm, unconnected | 72.00 ± 0.50 |" in table
+    assert table.endswith("medians of 6 rounds in which every network had its turn, on: an abacus.\n")
     assert len(connections.draw(found).axes) == 3
+    groups["gn", "concatenate"] = [metrics | {"val_loss": 0.9} for metrics in groups["gn", "concatenate"]]
+    assert "lowers the loss of GN, and" in connections.finding(found)
+
+
+def test_the_study_of_connections_trains_each_way_and_measures_what_its_steps_take(world, monkeypatch):
     assert [plan(variant, flags)[1].connections for variant, flags in connections.TRAININGS.values()][::3] == [
         *connections.WAYS] * 3
+    monkeypatch.setattr(connections, "ROUNDS", 2)
+    monkeypatch.setattr(connections, "STEPS", 1)
+    cost = connections.measure()
+    assert list(cost["seconds"]) == [f"{variant} {way}" for variant in SCRIPTS for way in connections.WAYS]
+    assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in cost["seconds"].values())
+    assert cost["machine"] == machine.in_words() and machine.cpu_model() in cost["machine"]
+    assert connections.read() is None
+    path = numbers_file("connections", "json")
+    path.parent.mkdir(parents=True)
+    storage.write_signed(path, json.dumps(cost).encode())
+    assert connections.read() is None
+    monkeypatch.setattr(connections, "pooled", lambda name, trainings: {"some": "groups"})
+    assert connections.read() == {"groups": {"some": "groups"}, "cost": cost}
 
 
 def test_the_highest_stable_rate_is_the_last_before_runs_diverge_or_fail():

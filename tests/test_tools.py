@@ -144,13 +144,18 @@ def test_show_prints_the_runs_that_flags_name(copied, capsys):
 
 
 def test_the_usual_way_and_ours_are_the_same_network_on_the_same_images(world, monkeypatch):
-    monkeypatch.setattr(common, "normalize", common.normalize)  # which an implementation may replace
+    for name in "normalize", "Concatenate":  # which an implementation may replace
+        monkeypatch.setattr(common, name, getattr(common, name))
     monkeypatch.setattr(machine, "precision", lambda device: "float32")
     for name, value in {"STEPS": 2, "WARMUP": 1, "EVALUATED": 30, "MATRIX": 64, "COPIED": 10**6}.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, batch_size=10))
     world.results.mkdir()
-    usual, ours, without = bench.Usual(0), bench.Ours("bn"), bench.Ours("bn", "channels_last")
+    concatenate, usual = common.Concatenate, bench.Usual(0)
+    assert common.Concatenate is bench.UsualConcatenate
+    common.Concatenate = concatenate
+    ours, without = bench.Ours("bn"), bench.Ours("bn", "channels_last")
+    assert common.Concatenate is bench.UsualConcatenate
     assert all(implementation.train() > 0 for implementation in (usual, ours, without))
     assert next(without.model.parameters()).is_contiguous()
     ours.model.load_state_dict(usual.model.state_dict())

@@ -70,6 +70,14 @@ IMPLEMENTATIONS = OURS | USUAL | WITHOUT | TRIED
 # --- An implementation: a process that is told on its standard input what to do, and answers with a line of JSON ---
 
 
+class UsualConcatenate:
+    """As support.layers.Concatenate, with the gradients of torch.cat."""
+
+    @staticmethod
+    def apply(x, y):
+        return torch.cat([x, y], 1)
+
+
 class Ours:
     """The training and evaluation of common.py, as they are, without one of the speed-ups, or with one more."""
 
@@ -89,7 +97,7 @@ class Ours:
         if without != "channels_last":
             self.model.to(memory_format=torch.channels_last)
         else:
-            normalize = common.normalize
+            common.Concatenate, normalize = UsualConcatenate, common.normalize
             common.normalize = lambda images: normalize(images).contiguous()
         if attempt:
             getattr(attempts, attempt)(self.model)
@@ -212,6 +220,8 @@ class Usual:
 
         if allocator:
             machine.keep_freed_memory()
+        if not channels_last:
+            common.Concatenate = UsualConcatenate
         torch.manual_seed(seed)
         self.recipe = common.script_of("bn")
         self.format = torch.channels_last if channels_last else torch.contiguous_format
@@ -591,9 +601,7 @@ def main():
         measure, _ = MEASUREMENTS[measurement]
         saved = measure()
         results = json.loads(numbers().read_text()) if numbers().exists() else {}
-        results[measurement] = saved | {"machine": (
-            f"{machine.cpu_model()}, {torch.get_num_threads()} threads, "
-            f"{machine.precision(torch.device('cpu'))}, torch {torch.__version__}")}
+        results[measurement] = saved | {"machine": machine.in_words()}
         write_file(numbers(), (json.dumps(results, indent=1) + "\n").encode())
         write_file(common.RESULTS / "bench.md", saved_page().encode())
     except (RunError, OSError, subprocess.CalledProcessError) as error:
