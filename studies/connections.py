@@ -25,15 +25,20 @@ from support import machine, pictures, storage
 from support.runs import beyond_noise, clearly_higher, markdown, mean_and_sd
 
 VARIANTS = ("bn", "gn", "ln")
-WAYS = {  # how layers are connected -> flags; rates are those of the scripts, chosen for added layers, unless named
+WAYS = {  # how layers are connected -> flags
     "none": "--connections none --widths 16,16,16,16,32,32,32,32,32,32",
     "add": "--connections add --widths 16,16,16,16,32,32,32,32,32,32",
-    "concatenate":
-        "--connections concatenate --widths 16,16,32,16,16,16,32,16,16,16 --max-lr 0.03 --aux-lr 0.3",
+    "concatenate": "--connections concatenate --widths 16,16,32,16,16,16,32,16,16,16",
+}
+RATES = {  # where validation chose others than the script's, which are those of layers that are added
+    ("bn", "none"): "--max-lr 0.03 --aux-lr 0.3", ("bn", "concatenate"): "--max-lr 0.03 --aux-lr 0.3",
+    ("gn", "none"): "--max-lr 0.02 --aux-lr 0.2", ("ln", "none"): "--max-lr 0.02 --aux-lr 0.2",
 }
 NAMES = {"none": "unconnected", "add": "added", "concatenate": "concatenated"}
-TRAININGS = {(variant, way, seed): (variant, f"--no-test {flags} --seed {seed}")
-             for variant in VARIANTS for way, flags in WAYS.items() for seed in SEEDS}
+FLAGS = {(variant, way): f"{flags} {RATES.get((variant, way), '')}".rstrip()
+         for variant in VARIANTS for way, flags in WAYS.items()}
+TRAININGS = {(*network, seed): (network[0], f"--no-test {flags} --seed {seed}")
+             for network, flags in FLAGS.items() for seed in SEEDS}
 ROUNDS, STEPS = 7, 20  # of the measurement, in which every network has its turn; the first round is not counted
 
 
@@ -42,7 +47,7 @@ def measure():
     images, targets = common.load_data("train")
     index = common.split_indices(targets)[0]
     trainings = {f"{variant} {way}": fresh_training(plan(variant, flags)[1], images[index], targets[index])
-                 for variant in VARIANTS for way, flags in WAYS.items()}
+                 for (variant, way), flags in FLAGS.items()}
     seconds = {name: [] for name in trainings}
     for _ in range(ROUNDS):
         for name, training in trainings.items():
@@ -81,7 +86,7 @@ def draw(found):
     return picture
 
 
-def clearly(found, values, way, than, sign=1):
+def clearly(found, values, way, than, sign):
     """The variants whose values are beyond the noise higher (or lower: sign -1) in one way than in another, as text."""
     def signed(variant, way):
         return [sign * value for value in values(found["groups"][variant, way])]
@@ -98,12 +103,13 @@ def times_as_long(found, variant, way):
 
 
 def finding(found):
-    added, raised, lowered = (
-        clearly(found, *change) for change in (
-            (accuracies, "add", "none"), (accuracies, "concatenate", "add"), (losses, "concatenate", "add", -1)))
+    def gains(way, than):
+        return (f"raises the accuracy of {clearly(found, accuracies, way, than, 1)} "
+                f"and lowers the loss of {clearly(found, losses, way, than, -1)}")
+
     cost = [times_as_long(found, variant, "concatenate") for variant in VARIANTS]
-    return (f"Beyond the noise, adding layers raises the validation accuracy of {added};\n"
-            f"concatenating them instead raises that of {raised}, lowers the loss of {lowered}, "
+    return (f"Beyond the noise, adding layers {gains('add', 'none')};\n"
+            f"concatenating them instead {gains('concatenate', 'add')}, "
             f"and takes {min(cost):.2f} to {max(cost):.2f} times as long")
 
 

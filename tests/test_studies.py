@@ -396,8 +396,8 @@ def test_ways_to_connect_layers_are_told_apart_beyond_the_noise():
     seconds["ln concatenate"], seconds["bn concatenate"] = [15.0, 15.0, 33.0], [11.0, 12.0, 36.0]
     found = {"groups": groups, "cost": {"seconds": seconds, "machine": "an abacus"}}
     assert connections.finding(found) == (
-        "Beyond the noise, adding layers raises the validation accuracy of BN, LN;\n"
-        "concatenating them instead raises that of BN, LN, lowers the loss of no variant, "
+        "Beyond the noise, adding layers raises the accuracy of BN, LN and lowers the loss of no variant;\n"
+        "concatenating them instead raises the accuracy of BN, LN and lowers the loss of no variant, "
         "and takes 1.00 to 1.25 times as long")
     table = connections.table(found)
     row = "| layer norm, concatenated | **75.00 ± 0.50** | 1.010 ± 0.010 | 10.00 ± 0.00 | 48,000 | 9.5 | 15.0 | 1.25 |"
@@ -405,6 +405,7 @@ def test_ways_to_connect_layers_are_told_apart_beyond_the_noise():
     assert table.endswith("medians of 6 rounds in which every network had its turn, on: an abacus.\n")
     assert len(connections.draw(found).axes) == 3
     groups["gn", "concatenate"] = [metrics | {"val_loss": 0.9} for metrics in groups["gn", "concatenate"]]
+    assert "lowers the loss of no variant;" in connections.finding(found)
     assert "lowers the loss of GN, and" in connections.finding(found)
 
 
