@@ -124,7 +124,7 @@ def table(found):
                      f"{first['multiply_adds'] / 1e6:.1f}", f"{seconds:.1f}",
                      f"{times_as_long(found, variant, way):.2f}"])
     head = ["", "validation accuracy, %", "validation loss", "training less validation, points", "parameters",
-            "multiply-adds, M", "seconds of an epoch's steps", "of those with added layers"]
+            "multiply-adds, M", "seconds of an epoch's steps", "times as long as added"]
     return (markdown(head, rows, "---:") + "\nBold: differs beyond the noise from layers that are added. Seconds are "
             f"medians of {ROUNDS - 1} rounds in which every network had its turn, on: {found['cost']['machine']}.\n")
 

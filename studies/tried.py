@@ -45,7 +45,7 @@ TRIED = [  # what was tried, the name of its run, and that of the run to compare
     ("inputs concatenated: widths 16 16 24 16 16 16 32 24 16 16 instead of 16 16 32 16 16 16 32 16 16 16",
      "concatenated-24-20", "concatenated-32-20"),
     ("LN: the same", "ln-concatenated-24-20", "ln-concatenated-32-20"),
-    ("inputs concatenated, rates of 0.03 and 0.3, 18 epochs, which take as long as 20 with inputs added",
+    ("inputs concatenated, rates of 0.03 and 0.3, 18 epochs instead of 20 with inputs added",
      "concatenated-18", "bn-20"),
     ("LN: the same", "ln-concatenated-18", "ln-rates-0.03-0.3-20"),
     ("GN: inputs concatenated, rates of 0.02 and 0.2 instead of 0.03 and 0.3",
