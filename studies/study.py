@@ -20,8 +20,8 @@ CHANCE = 1 / len(common.CLASSES)
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A question, and how it is answered. What was found comes from trainings, from a measurement of the published
-    networks, or from the published numbers themselves; one of the last three fields tells."""
+    """A question, and how it is answered. What was found comes from trainings, from a measurement, or from what is
+    published; the last three fields tell. A study with several of these puts them together in `read`."""
 
     name: str  # of the module, its picture and its numbers
     docstring: str  # of the module: the question, and below it what theory expects
@@ -31,7 +31,7 @@ class Study:
     draw: Callable  # what was found -> the picture
     title: str | None = None  # of the picture; None: the finding and the setting
     trainings: dict = dataclasses.field(default_factory=dict)  # (line, x, seed) -> (variant, flags)
-    measure: Callable | None = None  # () -> numbers to save
+    measure: Callable | None = None  # () -> numbers to save, of this machine or of the published networks
     read: Callable | None = None  # () -> what was found, or None if something is missing
 
     @property
