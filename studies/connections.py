@@ -11,7 +11,6 @@ of each were chosen by validation. What a step costs is measured side by side, s
 The scripts add: to concatenate takes longer, so it would have to be more accurate beyond the noise for every norm.
 """
 
-import json
 import statistics
 import time
 
@@ -20,8 +19,8 @@ import torch
 import common
 from studies import study
 from studies.study import SEEDS, Study, accuracies, draw_lines, emphasized, gaps, losses, name_of
-from studies.trainings import numbers_file, plan, pooled
-from support import machine, pictures, storage
+from studies.trainings import plan, pooled
+from support import machine, pictures
 from support.runs import beyond_noise, clearly_higher, markdown, mean_and_sd
 
 VARIANTS = ("bn", "gn", "ln")
@@ -68,9 +67,8 @@ def fresh_training(recipe, images, targets):
 
 def read():
     """The metrics of the trainings and "cost", what measure() gave; None if something is missing."""
-    found = pooled("connections", TRAININGS)
-    cost = json.loads(storage.read_signed(numbers_file("connections", "json")) or "null")
-    return {"groups": found, "cost": cost} if found and cost else None
+    groups, cost = pooled("connections", TRAININGS), study.measured("connections")
+    return {"groups": groups, "cost": cost} if groups and cost else None
 
 
 def draw(found):
@@ -86,13 +84,11 @@ def draw(found):
     return picture
 
 
-def clearly(found, values, way, than, sign):
-    """The variants whose values are beyond the noise higher (or lower: sign -1) in one way than in another, as text."""
-    def signed(variant, way):
-        return [sign * value for value in values(found["groups"][variant, way])]
-
+def higher(found, values, way, than):
+    """The variants whose values are beyond the noise higher in one way than in another, as text."""
+    groups = found["groups"]
     return ", ".join(variant.upper() for variant in VARIANTS
-                     if clearly_higher(signed(variant, way), signed(variant, than))) or "no variant"
+                     if clearly_higher(values(groups[variant, way]), values(groups[variant, than]))) or "no variant"
 
 
 def times_as_long(found, variant, way):
@@ -104,8 +100,8 @@ def times_as_long(found, variant, way):
 
 def finding(found):
     def gains(way, than):
-        return (f"raises the accuracy of {clearly(found, accuracies, way, than, 1)} "
-                f"and lowers the loss of {clearly(found, losses, way, than, -1)}")
+        return (f"raises the accuracy of {higher(found, accuracies, way, than)} "
+                f"and lowers the loss of {higher(found, losses, than, way)}")
 
     cost = [times_as_long(found, variant, "concatenate") for variant in VARIANTS]
     return (f"Beyond the noise, adding layers {gains('add', 'none')};\n"

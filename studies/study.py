@@ -49,8 +49,13 @@ class Study:
         if self.read:
             return self.read()
         if self.measure:
-            return json.loads(storage.read_signed(numbers_file(self.name, "json")) or "null")
+            return measured(self.name)
         return pooled(self.name, self.trainings)
+
+
+def measured(name):
+    """What the measurement of a study gave when it was last made; None if it never was. Raises RunError."""
+    return json.loads(storage.read_signed(numbers_file(name, "json")) or "null")
 
 
 def picture_file(study):

@@ -181,9 +181,8 @@ def test_every_run_of_a_study_can_be_parsed_and_has_a_name_of_its_own():
     for one in findings.STUDIES:
         names = {plan(*training)[0] for training in one.trainings.values()}
         assert len(names) == len(one.trainings)
-        if one.trainings:
-            assert {seed for *_, seed in one.trainings} >= {0, 1}
-        assert one.trainings or one.measure or one.read
+        assert {seed for *_, seed in one.trainings} >= ({0, 1} if one.trainings else set())
+        assert sum(map(bool, (one.trainings, one.measure, one.read))) in (1, 3)  # `read` is for several, or for neither
 
 
 def test_a_study_is_named_as_its_module_and_its_make_target():
