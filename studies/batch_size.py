@@ -1,69 +1,60 @@
-"""How small may a batch be?
+"""How small a batch may be.
 
 Batch norm takes its means and variances from the batch: the fewer images, the noisier they are, so accuracy should
 fall. Group and layer norm look at one image at a time, and shouldn't care. Figure 1 of Wu and He 2018, "Group
 Normalization", shows that on ImageNet; there, each of 8 GPUs normalizes its own batch, and a step takes the gradient of
 all 8, here of the one batch. As many images in smaller batches are more steps, which may help a training this short.
 
-Rates go by the root of the batch size, and the moving average of weights covers as many images, whatever the batch
-size. It averages batch norm's running statistics too, so that they cover as many images; on their own, with momentum
-0.1, they would cover some 10 batches.
+Learning rates scale with the root of the batch size, and the EMA of the weights covers equally many images whatever the
+batch size. It covers batch norm's running statistics too; on their own, with momentum 0.1, they would cover about 10
+batches.
 """
 
+import itertools
 import statistics
 
-import common
 from studies import study
-from studies.study import SEEDS, Study, accuracies, draw_lines
-from support import pictures
-from support.runs import beyond_noise
+from studies.study import SEEDS, accuracies, differs, plot_lines
+from support import plots, runs
 
 VARIANTS, SIZES, USUAL, SMALL = ("bn", "gn", "ln"), (2, 4, 8, 16, 32, 64, 128, 256), 128, 2
+SETTING = ("10,000 training images, 4 epochs, 2 seeds, no dropout; learning rates scale with the root of the batch "
+           "size,\nthe EMA (of BN's statistics too) covers equally many images")
 
 
-def flags(variant, size, seed):
-    script = common.script_of(variant)
-    scale = size / script.batch_size
-    rates = f"--max-lr {script.max_lr * scale**0.5:.3g} --aux-lr {script.aux_lr * scale**0.5:.3g}"
-    return (f"--limit 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} {rates} "
-            f"--ema {script.ema**scale:.6g} --seed {seed}")
+def plan():
+    cells = {}
+    for variant, size, seed in itertools.product(VARIANTS, SIZES, SEEDS[:2]):
+        script = runs.load_script(variant)
+        scale = size / script.batch_size
+        rates = f"--max-lr {script.max_lr * scale**0.5:.3g} --aux-lr {script.aux_lr * scale**0.5:.3g}"
+        cells[variant, size, seed] = variant, (
+            f"--train-images 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} {rates} "
+            f"--ema-decay {script.ema_decay**scale:.6g} --seed {seed}")
+    return cells
 
 
-TRAININGS = {(variant, size, seed): (variant, flags(variant, size, seed))
-             for variant in VARIANTS for size in SIZES for seed in SEEDS[:2]}
+def plot(results):
+    fig, ax = plots.new_axes(9, 4.2, 1)
+    plot_lines(ax, results, lambda group: [100 - value for value in accuracies(group)])
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(SIZES, SIZES)
+    ax.invert_xaxis()
+    ax.set(xlabel="images per batch", ylabel="validation error, %")
+    ax.legend()
+    return fig
 
 
-def draw(found):
-    picture, axes = pictures.figure(9, 4.2, 1)
-    draw_lines(axes, found, lambda group: [100 - value for value in accuracies(group)])
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(SIZES, SIZES)
-    axes.invert_xaxis()
-    axes.set(xlabel="images in a batch", ylabel="validation error, %")
-    axes.legend()
-    return picture
-
-
-def finding(found):
+def finding(results):
     changes = []
     for variant in VARIANTS:
-        usual, small = (accuracies(found[variant, size]) for size in (USUAL, SMALL))
-        noise = "" if beyond_noise(usual, small) else " (noise)"
+        usual, small = (accuracies(results[variant, size]) for size in (USUAL, SMALL))
+        noise = "" if differs(usual, small) else " (noise)"
         changes.append(f"{variant.upper()} {statistics.mean(small) - statistics.mean(usual):+.1f}{noise}")
     return f"Batches of {SMALL} instead of {USUAL}, in points of accuracy: {', '.join(changes)}"
 
 
-def table(found):
-    labels = {size: str(size) for size in SIZES}
-    return (study.table(found, accuracies, "validation accuracy, %, in batches of", labels, than=USUAL) +
-            f"\nBold: differs beyond the noise from batches of {USUAL}.\n")
-
-
-STUDY = Study(
-    "batch_size", __doc__,
-    "10,000 training images, 4 epochs, 2 seeds, no dropout; rates go by the root of the batch size,\n"
-    "the moving average (of BN's statistics too) covers equally many images",
-    finding, table, draw, trainings=TRAININGS)
-
-if __name__ == "__main__":
-    study.main(STUDY)
+def table(results):
+    columns = {size: str(size) for size in SIZES}
+    return (study.table(results, accuracies, "validation accuracy, %, in batches of", columns, reference=USUAL) +
+            f"\nBold: differs from batches of {USUAL} by more than twice the standard deviation.\n")

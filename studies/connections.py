@@ -1,134 +1,123 @@
-"""Add a layer to another, or concatenate them?
+"""Whether to add a layer to another, or to concatenate them.
 
 The assignment asks to try adding one layer to another. Added to its output, a layer's input reaches later layers
 unchanged, and gradients earlier ones: deep networks train better (He et al. 2016, "Deep Residual Learning for Image
 Recognition"), but one of 10 convolutions with norms hardly needs that. Concatenated, outputs are used again by every
 later layer of their block, so few filters make many channels (Huang et al. 2017, "Densely Connected Convolutional
 Networks"): with so few parameters, that should help most. Those blocks are C1 C2, C4 to C6, and C8 to C10; c3 P1 and c7
-P2, a 1x1 convolution and a pool, are their transitions. All three ways have about as many parameters; widths and rates
-of each were chosen by validation. What a step costs is measured side by side, since trainings run on different days.
+P2, a 1x1 convolution and a pool, are their transitions. All three ways have about as many parameters; their widths and
+learning rates were chosen by validation. The cost of a step is timed with all networks taking turns.
 
-The scripts add: to concatenate takes longer, so it would have to be more accurate beyond the noise for every norm.
+The scripts add: to concatenate takes longer, so it would have to be clearly more accurate for every norm.
 """
 
 import statistics
+import sys
 import time
 
 import torch
 
 import common
 from studies import study
-from studies.study import SEEDS, Study, accuracies, draw_lines, emphasized, gaps, losses, name_of
-from studies.trainings import plan, pooled
-from support import machine, pictures
-from support.runs import beyond_noise, clearly_higher, markdown, mean_and_sd
+from studies.study import SEEDS, accuracies, bold_if, gaps, label, losses, markdown, plot_lines
+from support import cifar10, cli, machine, plots, runs
+from support.plots import mean_and_sd
 
+THIS = sys.modules[__name__]
 VARIANTS = ("bn", "gn", "ln")
 WAYS = {  # how layers are connected -> flags
-    "none": "--connections none --widths 16,16,16,16,32,32,32,32,32,32",
-    "add": "--connections add --widths 16,16,16,16,32,32,32,32,32,32",
-    "concatenate": "--connections concatenate --widths 16,16,32,16,16,16,32,16,16,16",
+    "none": "--skip none --widths 16,16,16,16,32,32,32,32,32,32",
+    "add": "--skip add --widths 16,16,16,16,32,32,32,32,32,32",
+    "concat": "--skip concat --widths 16,16,32,16,16,16,32,16,16,16",
 }
-RATES = {  # where validation chose others than the script's, which are those of layers that are added
-    ("bn", "none"): "--max-lr 0.03 --aux-lr 0.3", ("bn", "concatenate"): "--max-lr 0.03 --aux-lr 0.3",
+RATES = {  # where validation chose other learning rates than the script's, which are those of added layers
+    ("bn", "none"): "--max-lr 0.03 --aux-lr 0.3", ("bn", "concat"): "--max-lr 0.03 --aux-lr 0.3",
     ("gn", "none"): "--max-lr 0.02 --aux-lr 0.2", ("ln", "none"): "--max-lr 0.02 --aux-lr 0.2",
 }
-NAMES = {"none": "unconnected", "add": "added", "concatenate": "concatenated"}
+NAMES = {"none": "unconnected", "add": "added", "concat": "concatenated"}
 FLAGS = {(variant, way): f"{flags} {RATES.get((variant, way), '')}".rstrip()
          for variant in VARIANTS for way, flags in WAYS.items()}
-TRAININGS = {(*network, seed): (network[0], f"--no-test {flags} --seed {seed}")
-             for network, flags in FLAGS.items() for seed in SEEDS}
-ROUNDS, STEPS = 7, 20  # of the measurement, in which every network has its turn; the first round is not counted
+ROUNDS, STEPS = 7, 20  # of the timing, in which every network has its turn; the first round is not counted
+SETTING = "all training images, 20 epochs, 3 seeds; bands: one standard deviation"
+
+
+def plan():
+    return {(*network, seed): (network[0], f"--no-test {flags} --seed {seed}")
+            for network, flags in FLAGS.items() for seed in SEEDS}
 
 
 def measure():
-    """Seconds of an epoch's steps, a list over rounds, by "variant way"; and on what machine."""
-    images, targets = common.load_data("train")
+    """Return seconds per epoch of training steps and the machine; to measure again, delete connections.json."""
+    if saved := study.measured(THIS):
+        return saved
+    images, targets = cifar10.load("train")
     index = common.split_indices(targets)[0]
-    trainings = {f"{variant} {way}": fresh_training(plan(variant, flags)[1], images[index], targets[index])
-                 for (variant, way), flags in FLAGS.items()}
+    trainings = {}
+    for (variant, way), flags in FLAGS.items():
+        recipe, _ = cli.parse_args(runs.load_script(variant), flags.split())
+        model = common.build_model(recipe).to(memory_format=torch.channels_last)
+        seen = index[: STEPS * recipe.batch_size]
+        trainings[f"{variant} {way}"] = common.Training(model, recipe, (images[seen], targets[seen]), seed=0)
     seconds = {name: [] for name in trainings}
     for _ in range(ROUNDS):
         for name, training in trainings.items():
             start = time.perf_counter()
             common.train_epoch(training, 1)
-            steps = len(index) // training.recipe.batch_size
-            seconds[name].append((time.perf_counter() - start) / STEPS * steps)
-    return {"seconds": {name: rounds[1:] for name, rounds in seconds.items()}, "machine": machine.in_words()}
+            steps_per_epoch = len(index) // training.recipe.batch_size
+            seconds[name].append((time.perf_counter() - start) / STEPS * steps_per_epoch)
+    return {"seconds": {name: rounds[1:] for name, rounds in seconds.items()},
+            "machine": machine.summary(common.precision(torch.device("cpu")))}
 
 
-def fresh_training(recipe, images, targets):
-    """A training whose epochs have STEPS steps."""
-    torch.manual_seed(0)
-    model = common.build_model(recipe).to(memory_format=torch.channels_last)
-    seen = STEPS * recipe.batch_size
-    return common.Training(model, recipe, [images[:seen], targets[:seen]], seed=0)
-
-
-def read():
-    """The metrics of the trainings and "cost", what measure() gave; None if something is missing."""
-    groups, cost = pooled("connections", TRAININGS), study.measured("connections")
-    return {"groups": groups, "cost": cost} if groups and cost else None
-
-
-def draw(found):
-    picture, panels = pictures.figure(9, 3.8, 3)
-    by_place = {(variant, list(WAYS).index(way)): group for (variant, way), group in found["groups"].items()}
+def plot(results):
+    fig, axes = plots.new_axes(9, 3.8, 3)
+    by_place = {(variant, list(WAYS).index(way)): group for (variant, way), group in results.items()}
     measures = {"validation accuracy, %": accuracies, "validation loss": losses,
-                "training less validation accuracy, points": gaps}
-    for axes, (label, values) in zip(panels, measures.items(), strict=True):
-        draw_lines(axes, by_place, values)
-        axes.set_ylabel(label)
-        axes.set_xticks(range(len(WAYS)), NAMES.values())
-    panels[0].legend()
-    return picture
+                "generalization gap (train - val), points": gaps}
+    for ax, (name, values) in zip(axes, measures.items(), strict=True):
+        plot_lines(ax, by_place, values)
+        ax.set_ylabel(name)
+        ax.set_xticks(range(len(WAYS)), NAMES.values())
+    axes[0].legend()
+    return fig
 
 
-def higher(found, values, way, than):
-    """The variants whose values are beyond the noise higher in one way than in another, as text."""
-    groups = found["groups"]
-    return ", ".join(variant.upper() for variant in VARIANTS
-                     if clearly_higher(values(groups[variant, way]), values(groups[variant, than]))) or "no variant"
+def higher(results, values, way, reference):
+    """Return the variants whose values clearly exceed, in one way, those in another, as text."""
+    found = [variant.upper() for variant in VARIANTS
+             if study.exceeds(values(results[variant, way]), values(results[variant, reference]))]
+    return ", ".join(found) or "no variant"
 
 
-def times_as_long(found, variant, way):
-    """As an epoch of added layers: the median of the ratios round by round."""
-    seconds = found["cost"]["seconds"]
-    return statistics.median(
-        new / old for new, old in zip(seconds[f"{variant} {way}"], seconds[f"{variant} add"], strict=True))
+def relative_cost(seconds, variant, way):
+    """Return the time of a step relative to added layers: the median of the ratios round by round."""
+    pairs = zip(seconds[f"{variant} {way}"], seconds[f"{variant} add"], strict=True)
+    return statistics.median(new / old for new, old in pairs)
 
 
-def finding(found):
-    def gains(way, than):
-        return (f"raises the accuracy of {higher(found, accuracies, way, than)} "
-                f"and lowers the loss of {higher(found, losses, than, way)}")
+def finding(results):
+    def gains(way, reference):
+        return (f"raises the accuracy of {higher(results, accuracies, way, reference)} "
+                f"and lowers the loss of {higher(results, losses, reference, way)}")
 
-    cost = [times_as_long(found, variant, "concatenate") for variant in VARIANTS]
+    seconds = study.measured(THIS)["seconds"]
+    cost = [relative_cost(seconds, variant, "concat") for variant in VARIANTS]
     return (f"Beyond the noise, adding layers {gains('add', 'none')};\n"
-            f"concatenating them instead {gains('concatenate', 'add')}, "
+            f"concatenating them instead {gains('concat', 'add')}, "
             f"and takes {min(cost):.2f} to {max(cost):.2f} times as long")
 
 
-def table(found):
-    rows = []
-    for (variant, way), group in found["groups"].items():
-        added, first = found["groups"][variant, "add"], group[0]
-        cells = [emphasized(mean_and_sd(values(group), text), beyond_noise(values(group), values(added)))
+def table(results):
+    rows, timing = [], study.measured(THIS)
+    for (variant, way), group in results.items():
+        added, seconds = results[variant, "add"], timing["seconds"][f"{variant} {way}"]
+        cells = [bold_if(study.differs(values(group), values(added)), mean_and_sd(values(group), text))
                  for values, text in ((accuracies, "{:.2f}"), (losses, "{:.3f}"), (gaps, "{:.2f}"))]
-        seconds = statistics.median(found["cost"]["seconds"][f"{variant} {way}"])
-        rows.append([f"{name_of(variant)}, {NAMES[way]}", *cells, f"{first['parameters']:,}",
-                     f"{first['multiply_adds'] / 1e6:.1f}", f"{seconds:.1f}",
-                     f"{times_as_long(found, variant, way):.2f}"])
-    head = ["", "validation accuracy, %", "validation loss", "training less validation, points", "parameters",
-            "multiply-adds, M", "seconds of an epoch's steps", "times as long as added"]
-    return (markdown(head, rows, "---:") + "\nBold: differs beyond the noise from layers that are added. Seconds are "
-            f"medians of {ROUNDS - 1} rounds in which every network had its turn, on: {found['cost']['machine']}.\n")
-
-
-STUDY = Study(
-    "connections", __doc__,
-    "all training images, 20 epochs, 3 seeds; bands: one standard deviation",
-    finding, table, draw, trainings=TRAININGS, measure=measure, read=read)
-
-if __name__ == "__main__":
-    study.main(STUDY)
+        rows.append([f"{label(variant)}, {NAMES[way]}", *cells, f"{group[0]['parameters']:,}",
+                     f"{group[0]['macs'] / 1e6:.1f}", f"{statistics.median(seconds):.1f}",
+                     f"{relative_cost(timing['seconds'], variant, way):.2f}"])
+    head = ["", "validation accuracy, %", "validation loss", "generalization gap (train - val), points", "parameters",
+            "MACs, M", "seconds per epoch of training steps", "relative to added"]
+    return (markdown(head, rows, "---:") + "\nBold: differs from added layers by more than twice the standard "
+            f"deviation. Seconds are medians of {ROUNDS - 1} rounds in which every network had its turn, on: "
+            f"{timing['machine']}.\n")

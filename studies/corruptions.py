@@ -1,42 +1,115 @@
-"""Which norm keeps its accuracy on altered images?
+"""Which normalization keeps its accuracy on corrupted images.
 
-Batch norm normalizes altered images by means and variances of the unaltered ones that it was trained on; group and
-layer norm by those of each image itself. So where an alteration moves or stretches what a layer sees, as less contrast
-does, batch norm should suffer most, and get much of it back when its means and variances are taken again from the
-altered images (Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation").
-Which norm wins depends on what is altered, so it is told by kind; names and severities are those of Hendrycks and
-Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", and colour is added.
+Batch norm normalizes corrupted images by means and variances of the clean ones that it was trained on; group and layer
+norm by those of each image itself. So where a corruption shifts or scales what a layer sees, as lower contrast does,
+batch norm should suffer most, and recover much when its means and variances are taken again from the corrupted images
+(Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation"). Which norm is
+best depends on the corruption, so results are reported per kind; names and severities are those of Hendrycks and
+Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations"; changes of color are
+added.
 """
 
+import copy
+import io
 import statistics
 
 import numpy
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import functional
 
 import common
-from studies import study
-from studies.study import Study, draw_line, emphasized, name_of, published_models
-from support import pictures
-from support.corruptions import CORRUPTIONS, SEVERITIES
-from support.layers import with_statistics_of
-from support.runs import beyond_noise, clearly_higher, markdown, percent
-from support.storage import RunError
+from studies.study import bold_if, differs, exceeds, label, markdown, percent, plot_line
+from support import cifar10, files, plots, runs
+from support.files import RunError
 
-UNALTERED, ADAPTED = "as they are", " adapted"
+# Corruptions: uint8 (N, 3, H, W) -> the same
+
+SEVERITIES = (1, 3, 5)  # of five
+SETTING = ("the published networks, the 10,000 test images, severities 1, 3, 5 of 5; bands: one standard deviation "
+           "over seeds")
+
+
+def gaussian_noise(images, deviation):
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return as_bytes(images / 255 + deviation * noise)
+
+
+def gaussian_blur(images, sigma):
+    size = 2 * round(4 * sigma) + 1  # four standard deviations to each side
+    return as_bytes(functional.gaussian_blur(images / 255, [size, size], [sigma, sigma]))
+
+
+def brightness(images, added):
+    """Add to the value V of HSV, which is the largest of red, green and blue."""
+    images = images / 255
+    value = images.amax(1, keepdim=True)
+    brighter = (value + added).clamp(max=1)
+    return as_bytes(torch.where(value > 0, images * brighter / value.clamp(min=1e-6), brighter))
+
+
+def contrast(images, kept):
+    images = images / 255
+    mean = images.mean((2, 3), keepdim=True)
+    return as_bytes(mean + kept * (images - mean))
+
+
+def jpeg_compression(images, quality):
+    """Compress and decompress each image by Pillow, as CIFAR-10-C does."""
+    decoded = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
+        decoded.append(torch.from_numpy(numpy.array(Image.open(file))).permute(2, 0, 1))
+    return torch.stack(decoded)
+
+
+def pixelate(images, side):
+    """Reduce to a fraction of the side by area means, and enlarge by repetition."""
+    small = F.interpolate(images / 255, size=int(images.shape[-1] * side), mode="area")
+    return as_bytes(F.interpolate(small, size=images.shape[-1], mode="nearest"))
+
+
+def as_bytes(images):
+    return (255 * images).round().clamp(0, 255).to(torch.uint8)
+
+
+CORRUPTIONS = {  # kind -> name -> function, and its strength at SEVERITIES, or turns of the color circle
+    "noise": {"Gaussian noise": (gaussian_noise, (0.04, 0.08, 0.10))},
+    "blur": {"Gaussian blur": (gaussian_blur, (0.4, 0.7, 1.0))},
+    "brightness and contrast": {
+        "brightness": (brightness, (0.05, 0.15, 0.3)), "contrast": (contrast, (0.75, 0.4, 0.15))},
+    "compression": {"JPEG": (jpeg_compression, (80, 58, 40)), "pixelate": (pixelate, (0.95, 0.85, 0.65))},
+    "color": {"hue": (functional.adjust_hue, (0.1, 0.25, 0.5)), "greyscale": (functional.rgb_to_grayscale, (3,)),
+              "inversion": (lambda images, _: functional.invert(images), (1,))},
+}
 ALL = {name: how for kind in CORRUPTIONS.values() for name, how in kind.items()}
+CLEAN, ADAPTED = "uncorrupted", " adapted"
 
 
 def adapted(model, images):
-    """A copy of a network whose batch norms have their means and variances from these images; None without any."""
-    return with_statistics_of(model, (common.normalize(batch) for batch in images.split(500)))
+    """Return a copy of a network whose batch norms have the statistics of these images, or None if it has none."""
+    if not any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        return None
+    model = copy.deepcopy(model)
+    with common.autocast(images.device):
+        torch.optim.swa_utils.update_bn(map(common.normalize, images.split(500)), model)
+    return model.eval()
 
 
 def measure():
-    """Test accuracy of the published weights: corruption -> a list over its strengths of {line: a list over the seeds}.
-    Raises RunError without weights of two seeds of a variant."""
-    (images, targets), models = common.load_data("test"), published_models()
-    models = {variant: seeds for variant, seeds in models.items() if len(seeds) > 1}
+    """Return the test accuracy of the published networks, {corruption: a list over strengths of {line: over seeds}}.
+
+    Raises RunError unless a variant has weights of two seeds.
+    """
+    folders = {group[0]["variant"]: [files.RESULTS / run["run"] for run in group] for group in runs.published()}
+    models = {variant: [common.load_model(folder) for folder in seeds if (folder / "model.pt").exists()]
+              for variant, seeds in folders.items()}
+    (images, targets), models = cifar10.load("test"), {key: seeds for key, seeds in models.items() if len(seeds) > 1}
     if not models:
-        raise RunError("there is no variant with weights of two seeds or more: type `make seeds`")
+        raise RunError("no variant has weights of two seeds or more: type `make seeds`")
 
     def accuracy(images):
         lines = dict(models)
@@ -45,72 +118,67 @@ def measure():
             lines |= {variant + ADAPTED: again} if all(again) else {}
         return {line: [common.evaluate(model, images, targets)[1] for model in seeds] for line, seeds in lines.items()}
 
-    return {UNALTERED: [accuracy(images)]} | {
+    return {CLEAN: [accuracy(images)]} | {
         name: [accuracy(corrupt(images, strength)) for strength in strengths]
         for name, (corrupt, strengths) in ALL.items()}
 
 
-def label(line):
-    return f"{name_of(line.removesuffix(ADAPTED))}{', statistics of the altered images' * line.endswith(ADAPTED)}"
+def title(line):
+    return f"{label(line.removesuffix(ADAPTED))}{', statistics of the corrupted images' * line.endswith(ADAPTED)}"
 
 
-def draw(found):
+def plot(results):
     single = [name for name, (_, strengths) in ALL.items() if len(strengths) == 1]
-    panels = {name: (found[UNALTERED] + found[name], [0, *(SEVERITIES if name != "hue" else ALL[name][1])])
+    panels = {name: (results[CLEAN] + results[name], [0, *(SEVERITIES if name != "hue" else ALL[name][1])])
               for name in ALL if name not in single}
-    panels["colour"] = found[UNALTERED] + [found[name][0] for name in single], range(1 + len(single))
-    picture, grid = pictures.figure(9, 5.6, 4, 2)
-    for axes, (name, (reached, xs)) in zip(numpy.ravel(grid), panels.items(), strict=True):
-        for line in found[UNALTERED][0]:
-            values = [[100 * share for share in group[line]] for group in reached]
-            draw_line(axes, line.removesuffix(ADAPTED), xs, values, marker="o", markersize=3, title=label(line),
+    panels["color"] = results[CLEAN] + [results[name][0] for name in single], range(1 + len(single))
+    fig, axes = plots.new_axes(9, 5.6, 4, 2)
+    for ax, (name, (groups, xs)) in zip(axes.flat, panels.items(), strict=True):
+        for line in results[CLEAN][0]:
+            values = [[100 * accuracy for accuracy in group[line]] for group in groups]
+            plot_line(ax, line.removesuffix(ADAPTED), xs, values, marker="o", markersize=3, title=title(line),
                       linestyle="--" if line.endswith(ADAPTED) else "-")
-        axes.set(title=name, xlabel="severity" if name != "hue" else "turn of the colour circle", ylim=(0, 100))
-        axes.grid(alpha=0.3)
-    axes.set_xlabel("")
-    axes.set_xticks(xs, [UNALTERED, *single], fontsize=7)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("test accuracy, %")
-    picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    return picture
+        ax.set(title=name, xlabel="severity" if name != "hue" else "turn of the color circle", ylim=(0, 100))
+        ax.grid(alpha=0.3)
+    ax.set_xlabel("")
+    ax.set_xticks(xs, [CLEAN, *single], fontsize=7)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test accuracy, %")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    return fig
 
 
-def finding(found):
+def best_of(group):
+    """Return the line with the highest mean accuracy, adapted batch norm aside, and all lines that compete with it."""
+    plain = [line for line in group if not line.endswith(ADAPTED)]
+    return max(plain, key=lambda line: statistics.mean(group[line])), plain
+
+
+def finding(results):
     parts, led = [], []
     for kind, names in CORRUPTIONS.items():
-        severest = [found[name][-1] for name in names]
-        kept = {line: [statistics.mean(of_seed) for of_seed in zip(*(part[line] for part in severest), strict=True)]
-                for line in found[UNALTERED][0]}
-        plain = [line for line in kept if not line.endswith(ADAPTED)]
-        best = max(plain, key=lambda line: statistics.mean(kept[line]))
-        equals = [line.upper() for line in plain if line == best or not beyond_noise(kept[line], kept[best])]
-        parts.append(f"{kind} {', '.join(equals)}")
-        if any(clearly_higher(kept[line], kept[best]) for line in kept if line not in plain):
+        worst = [results[name][-1] for name in names]
+        kept = {line: [statistics.mean(seed) for seed in zip(*(group[line] for group in worst), strict=True)]
+                for line in results[CLEAN][0]}
+        best, plain = best_of(kept)
+        equal = [line.upper() for line in plain if line == best or not differs(kept[line], kept[best])]
+        parts.append(f"{kind} {', '.join(equal)}")
+        if any(exceeds(kept[line], kept[best]) for line in kept if line not in plain):
             led.append(kind)
     return (f"Best at the severest of each kind, within the noise:\n{'; '.join(parts)}.\n"
-            f"Batch norm with statistics of the altered images is better than all of them at {', '.join(led) or '-'}")
+            f"Batch norm with statistics of the corrupted images is better than all of them at {', '.join(led) or '-'}")
 
 
-def row(name, reached):
-    plain = [line for line in reached if not line.endswith(ADAPTED)]
-    best = max(plain, key=lambda line: statistics.mean(reached[line]))
-    return [name, *(emphasized(percent(values), line in plain and line != best and beyond_noise(values, reached[best]))
-                    for line, values in reached.items())]
-
-
-def table(found):
-    rows = [row(UNALTERED, found[UNALTERED][0])]
+def table(results):
+    groups = {CLEAN: results[CLEAN][0]}
     for name, (_, strengths) in ALL.items():
-        rows += [row(f"{name}, {strength:g}" if len(strengths) > 1 else name, reached)
-                 for strength, reached in zip(strengths, found[name], strict=True)]
-    return (markdown(["test accuracy, %", *map(label, found[UNALTERED][0])], rows, "---:") +
-            "\nBold: differs beyond the noise from the best of its row, the adapted aside.\n")
-
-
-STUDY = Study(
-    "corruptions", __doc__,
-    "the published networks, the 10,000 test images, severities 1, 3, 5 of 5; bands: one standard deviation over seeds",
-    finding, table, draw, measure=measure)
-
-if __name__ == "__main__":
-    study.main(STUDY)
+        for strength, group in zip(strengths, results[name], strict=True):
+            groups[f"{name}, {strength:g}" if len(strengths) > 1 else name] = group
+    rows = []
+    for name, group in groups.items():
+        best, plain = best_of(group)
+        rows.append([name, *(bold_if(line in plain and differs(values, group[best]), percent(values))
+                             for line, values in group.items())])
+    return (markdown(["test accuracy, %", *map(title, results[CLEAN][0])], rows, "---:") +
+            "\nBold: differs from the best of its row by more than twice the standard deviation, excluding adapted "
+            "batch norm.\n")

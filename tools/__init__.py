@@ -1,2 +1,1 @@
-"""How is what was measured published, and how fast is it? For whoever publishes results: pages, checks and the
-benchmark."""
+"""Publish and check the results, and measure the speed."""

@@ -1,0 +1,165 @@
+"""Command lines: dataclass fields as flags, the names of runs, and exit statuses."""
+
+import argparse
+import contextlib
+import dataclasses
+import re
+import signal
+import sys
+from pathlib import Path
+
+from support import files, machine
+from support.files import RunError
+
+RESERVED = """all seeds test test-all data summary plots check bench ablation clean help venv common studies support
+    tests tools results""".split()  # names of make targets and folders
+
+
+class RecipeError(RunError, ValueError):
+    """A value that the network or the training cannot use."""
+
+    status = 2
+
+
+def option(default, help, valid="", parse=None):
+    """Return a dataclass field that is also a flag. `valid` is an interval, as "[0, 1)", or a tuple of choices.
+
+    `parse` turns text into a value; without it, the type of the default does.
+    """
+    help += f", in {valid}" * isinstance(valid, str) * bool(valid)
+    return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "parse": parse})
+
+
+def options_of(values):
+    """Return the fields of a dataclass that were made by `option`."""
+    return [field for field in dataclasses.fields(values) if "valid" in field.metadata]
+
+
+def check_options(values):
+    """Raise RecipeError for the first option of a dataclass object with a wrong type or an invalid value.
+
+    An int is converted to float, and a list to a tuple, where the default is one.
+    """
+    for field in options_of(values):
+        value, kind, valid = getattr(values, field.name), type(field.default), field.metadata["valid"]
+        if (kind, type(value)) in ((float, int), (tuple, list)):
+            object.__setattr__(values, field.name, kind(value))
+        elif kind not in (type(None), type(value)):
+            raise RecipeError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
+        if isinstance(valid, tuple) and value not in valid:
+            raise RecipeError(f"{field.name} must be one of {', '.join(valid)}, got {value!r}")
+        if isinstance(valid, str) and valid and not is_within(value, valid):
+            raise RecipeError(f"{field.name} must be in {valid}, got {value!r}")
+
+
+def is_within(value, interval):
+    """Return whether a number lies in an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(", "))
+    above = value >= low if interval[0] == "[" else value > low
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def to_dict(recipe):
+    """Return the options of a recipe as JSON has them, and the name of its norm function or None."""
+    values = {field.name: getattr(recipe, field.name) for field in options_of(recipe)}
+    name = getattr(recipe.norm, "__name__", type(recipe.norm).__name__) if recipe.norm else None
+    return {"norm": name} | values | {"widths": list(recipe.widths)}
+
+
+def integers(text):
+    """Return integers separated by commas as a tuple. Raises ValueError."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def int_or_text(text):
+    return int(text) if text.isdigit() else text
+
+
+def parse_args(script, argv=None):
+    """Return the recipe `script` with the flags of `argv` applied, and the options of the run, with its name as `.run`.
+
+    Exits with status 2 and a message for flags that cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"{script.variant}.py", allow_abbrev=False, usage="%(prog)s [flag ...], see %(prog)s --help",
+        description=f"Train the network with the recipe of {script.variant}.py; flags override it for this run.")
+    parser.add_argument("--seed", type=int, default=0, help="random seed, 0 or more (default: 0)")
+    parser.add_argument("--device", type=machine.find_device, default="auto",
+                        help="cpu, cuda, mps or auto, the fastest there is (default: auto)")
+    parser.add_argument("--train-images", type=int, metavar="N", help="train on the first N training images only")
+    parser.add_argument("--no-resume", dest="resume", action="store_false", help="ignore the checkpoint of a run that "
+                        "was interrupted, and train from the beginning")
+    parser.add_argument("--no-test", dest="test", action="store_false", help="do not evaluate the test set")
+    parser.add_argument("--metrics-only", action="store_true", help="save metrics alone, as <run>.json: no weights, "
+                        "predictions or figures")
+    parser.add_argument("--output-dir", type=Path, default=files.RESULTS, metavar="FOLDER",
+                        help="folder to save the run in (default: results)")
+    if script.norm:
+        parser.add_argument("--no-norm", action="store_true", help="train without normalization")
+    add_flags(parser, script)
+    options = parser.parse_args(argv)
+    overrides = {field.name: getattr(options, field.name) for field in options_of(script) if field.name in options}
+    try:
+        recipe = dataclasses.replace(script, **overrides)
+        if script.norm and options.no_norm:
+            recipe = dataclasses.replace(recipe, norm=None)
+        if not 0 <= options.seed < 2**63:
+            raise ValueError(f"--seed must be 0 or more and below 2**63, got {options.seed}")
+        if options.train_images is not None and options.train_images < recipe.batch_size:
+            raise ValueError(f"--train-images must be at least the batch size ({recipe.batch_size}), "
+                             f"got {options.train_images}")
+        check_name(script.variant)
+    except (RunError, ValueError) as error:
+        parser.error(str(error))
+    options.run = run_name(recipe, script, options.train_images, options.seed, options.test)
+    options.identity = {"variant": script.variant, "run": options.run, "recipe": to_dict(recipe), "seed": options.seed}
+    return recipe, options
+
+
+def add_flags(parser, values):
+    """Add a flag (batch_size: --batch-size) for each option of a dataclass object that is not None."""
+    for field in options_of(values):
+        default = getattr(values, field.name)
+        if default is None:
+            continue  # without meaning for this object, so an error
+        kind = {"type": field.metadata["parse"] or type(default)}
+        if isinstance(default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(field.metadata["valid"], tuple):
+            kind = {"choices": field.metadata["valid"]}
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        parser.add_argument("--" + field.name.replace("_", "-"), default=default,
+                            help=f"{field.metadata['help']} (default: {text})", **kind)
+
+
+def run_name(recipe, script, train_images=None, seed=0, test=True):
+    """Return the folder name of a run: the variant, and each value in which `recipe` differs from `script`."""
+    new, old = to_dict(recipe), to_dict(script)
+    changed = {name: value for name, value in new.items() if value != old[name]}
+    parts = ["no-norm"] * ("norm" in changed) + [
+        f"{name}={re.sub('[.]0$', '', str(value).strip('[]'))}" for name, value in changed.items() if name != "norm"]
+    parts += [f"train_images={train_images}"] * (train_images is not None) + [f"seed={seed}"] * (seed != 0)
+    parts += ["no-test"] * (not test)
+    return "-".join([script.variant, *(re.sub(r"[^\w.=-]+", "+", part).strip("+") for part in parts)])
+
+
+def check_name(name):
+    """Raise RunError if a script cannot have this name."""
+    if not name.isidentifier():
+        raise RunError(f"{name}.py cannot be a variant: use letters, digits and _ alone, as in my_norm.py")
+    if name in RESERVED:
+        raise RunError(f"{name}.py cannot be a variant: `make {name}` or a folder has that name")
+
+
+@contextlib.contextmanager
+def exit_on_error(command, hint="run the same command again to resume"):
+    """Turn errors into one line and an exit status: 2 for wrong values, 1 for a failed run, 130 or 143 for a signal."""
+    try:
+        machine.interrupt_on_sigterm()
+        yield
+    except (RunError, OSError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "status", 1))
+    except KeyboardInterrupt as interrupt:
+        print(f"{command}: interrupted; {hint}", file=sys.stderr)
+        sys.exit(128 + (interrupt.args or [signal.SIGINT])[0])

@@ -1,0 +1,164 @@
+"""Figures: of a run, of the variants next to each other, and the parts that the studies' figures are made of."""
+
+import io
+import statistics
+
+import torch
+from matplotlib.figure import Figure  # without pyplot it needs no screen
+
+from support.cifar10 import CLASSES
+from support.files import write_file
+
+COLORS = {"bn": "#1f77b4", "gn": "#d95f02", "ln": "#2a9d55", "none": "#777777"}  # a variant's color in every figure
+EXTRA_COLORS = ("#7b4fa3", "#c2185b", "#7a5230", "#8a8d00", "#00a3b4", "#444444")  # of other scripts
+
+
+def color_of(variant):
+    """Return the color of a variant; another script's is chosen by its name."""
+    return COLORS.get(variant) or EXTRA_COLORS[sum(variant.encode()) % len(EXTRA_COLORS)]
+
+
+def new_figure(width, height):
+    """Return a figure of a size in inches, without axes."""
+    return Figure((width, height), dpi=110, layout="constrained")
+
+
+def new_axes(width, height, columns, rows=1):
+    """Return a figure of a size in inches, and its axes: one, or an array of them."""
+    fig = new_figure(width, height)
+    return fig, fig.subplots(rows, columns)
+
+
+def save_figure(fig, title, path):
+    """Write a figure with a title as PNG. Raises RunError."""
+    fig.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    fig.savefig(buffer)
+    write_file(path, buffer.getvalue())
+
+
+def mean_and_sd(values, text="{:.2f}"):
+    """Return "mean ± sample standard deviation" of values, or the only value; "–" if one is None."""
+    if None in values:
+        return "–"
+    mean = text.format(statistics.mean(values))
+    return f"{mean} ± {text.format(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def plot_means(ax, xs, values, color, **style):
+    """Plot the mean of each list of values, with a band of one standard deviation if there are several."""
+    means = [statistics.mean(group) for group in values]
+    ax.plot(xs, means, color=color, **style)
+    if len(values[0]) > 1:
+        deviations = [statistics.stdev(group) for group in values]
+        low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+        ax.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def show_image(ax, image):
+    """Show an image, uint8 (3, 32, 32), without ticks."""
+    ax.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
+    ax.set(xticks=[], yticks=[])
+
+
+# --- A run ---
+
+
+def plot_run(folder, metrics, predictions):
+    """Write the figures of a run into its folder: curves.png; confusion.png and misclassified.png if it was tested."""
+    if not metrics["diverged"]:
+        plot_curves(folder, metrics)
+    if predictions:
+        plot_confusion(folder, metrics, predictions)
+        plot_misclassified(folder, metrics, predictions)
+
+
+def loss_and_accuracy_axes():
+    """Return a figure with axes for each of both: a list of axes, name in the history, scale, unit, digits."""
+    fig, axes = new_axes(9, 3.8, 2)
+    for ax in axes:
+        ax.set(xlabel="epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+    return fig, [(axes[0], "loss", 1, "cross-entropy (nats)", 3), (axes[1], "accuracy", 100, "%", 1)]
+
+
+def plot_curves(folder, metrics):
+    """Write curves.png: loss and accuracy per epoch."""
+    (fig, axes), color = loss_and_accuracy_axes(), color_of(metrics["variant"])
+    history, best = metrics["history"], metrics["best_epoch"]
+    noise = "augmentation and dropout" if metrics["recipe"]["dropout"] else "augmentation"
+    for ax, name, scale, unit, digits in axes:
+        training, validation = ([scale * value for value in history[f"{part}_{name}"]] for part in ("train", "val"))
+        ax.plot(history["epoch"], training, ":", color=color, label=f"training: running mean\nunder {noise}")
+        ax.plot(history["epoch"], validation, color=color,
+                label=f"validation{', EMA of the weights' if metrics['recipe']['ema_decay'] else ''}")
+        value = validation[best - 1]
+        ax.plot(best, value, "o", color=color, label=f"best epoch, {best}: {value:.{digits}f}")
+        ax.set(ylabel=f"{name}, {unit}")
+        ax.legend(fontsize=8)
+    title = (f"{metrics['run']}, epoch {best}: training accuracy {metrics['train_accuracy']:.1%} without augmentation, "
+             f"validation accuracy {metrics['val_accuracy']:.1%}")
+    save_figure(fig, title, folder / "curves.png")
+
+
+def confusion_counts(predictions):
+    """Return the counts (true class, predicted class), int64 (10, 10), of saved predictions."""
+    pairs = len(CLASSES) * predictions["targets"] + predictions["predicted"]
+    return torch.bincount(pairs, minlength=len(CLASSES) ** 2).view(len(CLASSES), -1)
+
+
+def plot_confusion(folder, metrics, predictions):
+    """Write confusion.png: test images by true and predicted class."""
+    (fig, ax), counts = new_axes(7.2, 6.6, 1), confusion_counts(predictions)
+    ax.imshow(counts.numpy(), cmap="Blues")
+    for true, row in enumerate(counts.tolist()):
+        for predicted, count in enumerate(row):
+            color = "white" if count > counts.max() / 2 else "black"
+            ax.text(predicted, true, count, ha="center", va="center", fontsize=9, color=color)
+    ax.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right", fontsize=10)
+    ax.set_yticks(range(len(CLASSES)), CLASSES, fontsize=10)
+    ax.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
+    accuracy = metrics["per_class_accuracy"]
+    best, worst = max(accuracy, key=accuracy.get), min(accuracy, key=accuracy.get)
+    title = (f"{metrics['run']}: test accuracy {metrics['test_accuracy']:.1%}; "
+             f"best class {best} ({accuracy[best]:.1%}), worst {worst} ({accuracy[worst]:.1%})")
+    save_figure(fig, title, folder / "confusion.png")
+
+
+def plot_misclassified(folder, metrics, predictions):
+    """Write misclassified.png: for each class the wrong prediction with the highest confidence."""
+    fig, axes = new_axes(9, 4.6, 5, 2)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, index, image in zip(axes.flat, predictions["shown"], predictions["images"], strict=False):
+        true, predicted = predictions["targets"][index], predictions["predicted"][index]
+        confidence = predictions["logits"][index].float().softmax(0)[predicted]
+        show_image(ax, image)
+        ax.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\nconfidence {confidence:.1%}", fontsize=9)
+    title = f"{metrics['run']}: the most confident mistake in each class (true → predicted)"
+    save_figure(fig, title, folder / "misclassified.png")
+
+
+def plot_comparison(groups, path):
+    """Write validation loss and accuracy per epoch of groups of runs: their mean and a band of one standard deviation.
+
+    The curve of a group ends with its shortest run.
+    """
+    fig, axes = loss_and_accuracy_axes()
+    for ax, name, scale, unit, digits in axes:
+        for group in groups:
+            curves = [[scale * value for value in run["history"][f"val_{name}"]] for run in group]
+            by_epoch = list(zip(*curves, strict=False))
+            best = [curve[run["best_epoch"] - 1] for curve, run in zip(curves, group, strict=True)]
+            label = f"{group[0]['variant'].upper()}: {mean_and_sd(best, f'{{:.{digits}f}}')}"
+            plot_means(ax, range(1, len(by_epoch) + 1), by_epoch, color_of(group[0]["variant"]), label=label)
+        ax.set(ylabel=f"validation {name}, {unit}")
+        ax.legend(title="at the best epoch")
+    tested = {group[0]["variant"]: statistics.mean(run["test_accuracy"] for run in group) for group in groups}
+    ranking = sorted(tested, key=tested.get, reverse=True)
+    accuracies = ", ".join(f"{variant.upper()} {tested[variant]:.1%}" for variant in ranking)
+    seeds = max(len(group) for group in groups)
+    title = f"The same network with each normalization: test accuracy {accuracies}"
+    title += f"\n(means of {seeds} seeds, bands: one standard deviation)" if seeds > 1 else ""
+    save_figure(fig, title, path)
