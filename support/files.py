@@ -28,7 +28,7 @@ class RunError(Exception):
 
 def write_file(path, data):
     """Replace `path` atomically by the bytes `data`: write a temporary file, fsync, rename. Raises RunError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")  # after a kill, the next write replaces it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)

@@ -123,7 +123,7 @@ def test_a_file_is_flushed_before_its_rename_and_its_folder_after_it(tmp_path, m
     monkeypatch.setattr(files, "flush", lambda path: (calls.append(("flush", path.name)), flush(path)))
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append(("rename", new.name)), rename(old, new)))
     files.write_file(tmp_path / "numbers", b"1 2 3")
-    assert calls == [("flush", f".numbers.{os.getpid()}"), ("rename", "numbers"), ("flush", tmp_path.name)]
+    assert calls == [("flush", ".numbers.new"), ("rename", "numbers"), ("flush", tmp_path.name)]
     for name in ("old", "new"):
         put(tmp_path / ".unfinished" / "run", {"metrics.json": name.encode()})
         replaced = files.publish(tmp_path / ".unfinished" / "run", tmp_path / "run")
