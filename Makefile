@@ -11,8 +11,8 @@ VENV ?= yes
 ARGS ?=
 PIP_ARGS ?=
 JOBS ?=
-# A script is a variant if it has a line that begins with RECIPE.
-VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -l "^RECIPE = " *.py)))
+# A script is a variant if it assigns RECIPE.
+VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -lE "^[[:space:]]*RECIPE[[:space:]]*(:[^=]*)?=" [!.]*.py 2>/dev/null)))
 STUDIES := study-norms study-connections study-dropout study-groups study-batch-size study-learning-rate \
   study-corruptions
 PARALLEL := $(if $(JOBS),--jobs $(JOBS))
@@ -21,8 +21,9 @@ SHELL := /bin/sh
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 2147483647
 
-ifeq ($(VENV),no)
-RUN := $(PYTHON)
+ifneq ($(filter no 0 false,$(VENV)),)
+override VENV := no
+RUN := "$(PYTHON)"
 else
 RUN := .venv/bin/python
 endif
@@ -41,21 +42,19 @@ $(VARIANTS): venv ## train this variant, test it, and write results/<variant>/
 
 ifeq ($(strip $(ARGS)),)
 all: venv ## train every variant whose code changed since its last run in this folder, and compare them
-	$(RUN) -m studies.run seeds --seeds 0 --jobs $(or $(JOBS),1)
-	$(RUN) -m studies.run norms
-	$(RUN) -m tools.report pages
+	$(RUN) -m studies.run seeds --seeds 0 --jobs $(or $(JOBS),1); status=$$?; \
+	  $(RUN) -m studies.run norms && $(RUN) -m tools.report pages && exit $$status
 else
 all: $(VARIANTS)
 	$(RUN) -m tools.report show $(ARGS)
 endif
 
 seeds: venv ## the same with seeds 0, 1 and 2, several runs at a time
-	$(RUN) -m studies.run seeds $(PARALLEL)
-	$(RUN) -m studies.run norms
-	$(RUN) -m tools.report pages
+	$(RUN) -m studies.run seeds $(PARALLEL); status=$$?; \
+	  $(RUN) -m studies.run norms && $(RUN) -m tools.report pages && exit $$status
 
 test: venv ## check the code style and run the tests (one minute; no data set or network needed)
-	@$(RUN) -c "import pytest, ruff, xdist" || { echo "$(RUN) lacks a requirement: see requirements.txt" >&2; exit 1; }
+	@$(RUN) -c "import pytest, ruff, xdist" || { echo '$(RUN) lacks a requirement: see requirements.txt' >&2; exit 1; }
 	$(RUN) -m ruff check
 	$(TEST) -m "not slow"
 
@@ -76,7 +75,7 @@ bench: venv ## measure the speed on this machine, compared with a standard scrip
 
 ablation: venv ## measure what each choice of the recipes is worth (an hour of short runs)
 	$(RUN) -m studies.run ablation $(PARALLEL)
-	$(RUN) -m tools.report pages
+	$(RUN) -m tools.report pages > /dev/null
 
 study-augmentation: venv ## plot what the network sees in training (seconds; ARGS="--cutout 16" for other choices)
 	$(RUN) -m studies.augmentation $(ARGS)
@@ -90,7 +89,7 @@ study-learning-rate: ## how high may the learning rate be? (half an hour)
 study-corruptions: ## which normalization keeps its accuracy on corrupted images? (ten minutes)
 $(STUDIES): venv
 	$(RUN) -m studies.run $(subst -,_,$(@:study-%=%)) $(PARALLEL)
-	$(RUN) -m tools.report pages
+	$(RUN) -m tools.report pages > /dev/null
 
 check: venv ## evaluate the saved weights on the test set again, and compare all pages with the saved results
 	$(RUN) -m tools.report check
@@ -101,15 +100,15 @@ clean: ## remove .venv and caches; data, results and checkpoints stay
 # .venv is made again unless its stamp, written last, names this interpreter and these requirements.
 ifeq ($(VENV),no)
 venv:
-	@$(PYTHON) -c "import torch, torchvision, torchinfo, matplotlib, tqdm" || \
+	@"$(PYTHON)" -c "import torch, torchvision, torchinfo, matplotlib, tqdm" || \
 	  { echo "$(PYTHON) lacks a requirement: see requirements.txt, or leave out VENV=no" >&2; exit 1; }
 else
 venv:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 	  { echo "Python must be 3.10 or newer, $(PYTHON) is not: try make PYTHON=python3.12" >&2; exit 1; }
-	@want="$$($(PYTHON) -c 'import os, sys; print(sys.version, os.path.realpath(sys.executable))'; cat requirements.txt)"; \
+	@want="$$("$(PYTHON)" -c 'import os, sys; print(sys.version, os.path.realpath(sys.executable))'; cat requirements.txt)"; \
 	if [ "$$want" != "$$(cat .venv/made-with 2>/dev/null)" ]; then \
-	  rm -rf .venv && $(PYTHON) -m venv .venv && \
+	  rm -rf .venv && "$(PYTHON)" -m venv .venv && \
 	  .venv/bin/python -m pip install $(PIP_ARGS) -r requirements.txt && \
 	  printf '%s\n' "$$want" > .venv/made-with.new && mv .venv/made-with.new .venv/made-with || \
 	  { echo "the installation into .venv failed; try again (on Debian: apt install python3-venv)" >&2; exit 1; }; \

@@ -26,8 +26,12 @@ from support.cli import RecipeError, option
 from support.files import RunError
 
 MAX_PARAMETERS, MAX_EPOCHS = 50_000, 20  # the assignment: fewer than 50,000 parameters, at most 20 epochs
-LAYERS = ("C1", "C2", "c3", "P1", "C4", "C5", "C6", "c7", "P2", "C8", "C9", "C10", "GAP", "c11")
-CONVOLUTIONS = [name for name in LAYERS if name[0] in "Cc" and name != "c11"]  # those with normalization
+LAYERS = {  # C: 3x3 convolution, c: 1x1 convolution, P: 2x2 max pool, each with its output channels; add layers here
+    "C1": 16, "C2": 16, "c3": 16, "P1": None, "C4": 16, "C5": 32, "C6": 32, "c7": 32, "P2": None,
+    "C8": 32, "C9": 32, "C10": 32, "GAP": None, "c11": None}
+CONVOLUTIONS = [name for name, width in LAYERS.items() if width]  # those with normalization
+OPTIMIZERS = {  # of the filters -> defaults: max_lr, aux_lr, weight_decay
+    "Muon": (0.04, 0.5, 0.0), "SGD": (0.05, 0.05, 5e-4), "Adam": (0.01, 0.01, 0.0), "AdamW": (0.01, 0.01, 0.05)}
 
 
 # --- Recipe: the values that a script chooses; each is a flag as well ---
@@ -41,21 +45,23 @@ class Recipe:
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "groups of channels, or 'channels': one each", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers that dropout follows")
+    dropout_after: str = option("c3 c7 C10", f"layers that dropout follows, out of {' '.join(CONVOLUTIONS)}")
     skip: str = option("add", "how skip connections combine a layer's input and output", ("none", "add", "concat"))
-    widths: tuple[int, ...] = option((16, 16, 16, 16, 32, 32, 32, 32, 32, 32), "output channels of C1 to C10",
+    widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of the convolutions",
                                      parse=cli.integers)
     activation: str = option("Hardswish", "activation after each convolution", ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
-    optimizer: str = option("Muon", "optimizer of the filters; all other parameters use SGD", ("Muon", "SGD"))
-    max_lr: float = option(0.04, "peak learning rate of the filters", "(0, inf)")
-    aux_lr: float = option(0.5, "peak learning rate of normalization parameters and c11", "(0, inf)")
+    optimizer: str = option("Muon", "optimizer; Muon for the filters, and SGD for the rest", tuple(OPTIMIZERS))
+    max_lr: float = option(None, "peak learning rate of the filters; the default depends on the optimizer", "(0, inf)",
+                           float)
+    aux_lr: float = option(None, "peak learning rate of normalization parameters and c11; default likewise", "(0, inf)",
+                           float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
     decay_power: float = option(2.0, "exponent of the learning-rate decay (1 = linear)", "(0, inf)")
     center_filters: bool = option(False, "subtract each filter's mean after every Muon step")
     momentum: float = option(0.9, "Nesterov momentum", "(0, 1)")
-    weight_decay: float = option(0.0, "L2 penalty on the filters under SGD", "[0, inf)")
+    weight_decay: float = option(None, "weight decay of the filters, without effect under Muon", "[0, inf)", float)
     ema_decay: float = option(0.995, "EMA decay per step of the weights that are evaluated; 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
     final_translate: int = option(0, "maximum translation in the last epoch (interpolated linearly)", "[0, 31]")
@@ -64,6 +70,10 @@ class Recipe:
     patience: int = option(8, "epochs without a lower validation loss before training stops", "[1, inf)")
 
     def __post_init__(self):
+        defaults = OPTIMIZERS.get(self.optimizer, ())
+        for name, default in zip(("max_lr", "aux_lr", "weight_decay"), defaults, strict=False):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         cli.check_options(self)
         if not (self.groups in (None, "channels") or (type(self.groups) is int and self.groups > 0)):
             raise RecipeError(f"groups must be a positive integer or 'channels', got {self.groups!r}")
@@ -75,6 +85,12 @@ class Recipe:
     @property
     def variant(self):
         return Path(self.script).stem
+
+    def replace(self, **changes):
+        """Return a recipe with changes; another optimizer brings its own learning rates and weight decay."""
+        if changes.get("optimizer", self.optimizer) != self.optimizer:
+            changes = {"max_lr": None, "aux_lr": None, "weight_decay": None} | changes
+        return dataclasses.replace(self, **changes)
 
 
 # --- Data: 45,000 images for training and 5,000 for validation, both from the training files; 10,000 for the test ---
@@ -158,7 +174,7 @@ class Network(nn.Module):
         self.skip, self.skip_layers = recipe.skip, []  # names of the layers with a skip connection
         widths, channels = iter(recipe.widths), 3
         for name in LAYERS:
-            if name in ("P1", "P2"):
+            if name.startswith("P"):
                 layer = nn.MaxPool2d(2)
             elif name == "GAP":
                 layer = nn.AdaptiveAvgPool2d(1)
@@ -301,8 +317,11 @@ def build_optimizer(model, recipe, steps):
     others = [p for p in model.parameters() if all(p is not weight for weight in of_filters)]
     groups = [{"params": of_filters, "orthogonalize": recipe.optimizer == "Muon",
                "center_filters": recipe.center_filters, "weight_decay": recipe.weight_decay},
-              {"params": others, "orthogonalize": False, "lr": recipe.aux_lr}]
-    optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True, foreach=True)
+              {"params": others, "orthogonalize": False, "lr": recipe.aux_lr, "weight_decay": 0.0}]
+    if recipe.optimizer in ("Muon", "SGD"):
+        optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True, foreach=True)
+    else:
+        optimizer = getattr(torch.optim, recipe.optimizer)(groups, lr=recipe.max_lr, betas=(recipe.momentum, 0.999))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe))
 
 
@@ -469,9 +488,11 @@ def confident_mistakes(logits, predicted, targets):
 
 def main(script, argv=None):
     """Run a script. Exits with 2 for wrong arguments, 1 for a failed run, 130 for Ctrl-C, 143 for SIGTERM."""
-    recipe, options = cli.parse_args(script, argv)
+    if runs.is_loading:  # a script without the line `if __name__ == "__main__":` that somebody imports
+        return
     with cli.exit_on_error(f"{script.variant}.py"):
-        run(recipe, options)
+        runs.check_script(script)
+        run(*cli.parse_args(script, argv))
 
 
 def run(recipe, options):
@@ -521,10 +542,13 @@ def run(recipe, options):
 
 
 def load_model(folder):
-    """Return the network of a run with its saved weights, in evaluation mode. Raises RunError."""
-    model = build_model(runs.recipe_of(runs.read(Path(folder))))
-    with runs.reading(Path(folder) / "model.pt"):  # which may be another network's
-        model.load_state_dict(runs.load_tensors(Path(folder), "model"))
+    """Return the network of a run, as "results/bn", with its saved weights, in evaluation mode. Raises RunError."""
+    folder = Path(folder) if Path(folder).exists() else files.ROOT / folder
+    model = build_model(runs.recipe_of(runs.read(folder)))
+    try:
+        model.load_state_dict(runs.load_tensors(folder, "model"))
+    except RuntimeError:
+        raise RunError(f"{folder} has the weights of another network than common.py's: train it again") from None
     return model.eval()
 
 
@@ -532,7 +556,7 @@ def load_model(folder):
 def classify(model, images):
     """Return for each image a dict from class names to probabilities, highest first.
 
-    `images` is a PIL image, a list of them, or uint8 (N, 3, H, W), of any size. Raises ValueError for anything else.
+    `images` is a path, a PIL image, a list of these, or uint8 (N, 3, H, W), of any size. Raises ValueError otherwise.
     """
     inputs = normalize(cifar10.to_batch(images).to(next(model.parameters()).device))
     probabilities, labels = model.eval()(inputs).softmax(1).cpu().sort(descending=True)

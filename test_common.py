@@ -11,11 +11,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +28,7 @@ import common
 import gn
 import ln
 from support import cifar10, cli, files, plots, runs
-from tests.world import SCRIPTS, interrupt_after, make_images, metrics_of, put, run, what_is_left
+from tests.world import SCRIPTS, interrupt_after, make_images, metrics_of, put, rewrite, run, what_is_left
 
 
 @pytest.fixture
@@ -75,8 +77,11 @@ def test_wrong_arguments_end_with_status_2_and_leave_nothing(world, capsys, comm
 @pytest.mark.parametrize("values, words", [
     ({"dropout": "0.1"}, "dropout must be of type float, got '0.1'"),
     ({"epochs": 2.0}, "epochs must be of type int, got 2.0"),
+    ({"epochs": "5"}, "epochs must be of type int, got '5'"),
+    ({"patience": None}, "patience must be of type int, got None"),
+    ({"widths": 16}, "widths must be of type tuple, got 16"),
     ({"groups": True}, "groups must be a positive integer"),
-    ({"optimizer": "RMSprop"}, "optimizer must be one of Muon, SGD, got 'RMSprop'"),
+    ({"optimizer": "RMSprop"}, "optimizer must be one of Muon, SGD, Adam, AdamW, got 'RMSprop'"),
 ])
 def test_a_recipe_refuses_wrong_values_but_takes_ints_for_floats_and_a_list_for_widths(values, words):
     with pytest.raises(common.RecipeError, match=words):
@@ -115,6 +120,21 @@ def test_every_field_is_a_flag_that_reaches_the_recipe_and_whose_default_can_be_
 ])
 def test_run_names(flags, name):
     assert cli.parse_args(gn.RECIPE, flags.split())[1].run == name
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_another_optimizer_brings_its_own_learning_rates_and_explicit_ones_win(name):
+    recipe, typed = (cli.parse_args(gn.RECIPE, ["--optimizer", name, *flags])[0] for flags in ([], ["--max-lr", "0.7"]))
+    max_lr, *rest = common.OPTIMIZERS[name]
+    assert [recipe.max_lr, recipe.aux_lr, recipe.weight_decay] == [max_lr, *rest] and max_lr != gn.RECIPE.max_lr
+    assert [typed.max_lr, typed.aux_lr, typed.weight_decay] == [0.7, *rest]
+    assert common.Recipe("mine.py", None, optimizer=name, aux_lr=1).replace(epochs=3).aux_lr == 1.0
+    training, data = make_training(replace(recipe, batch_size=8, epochs=3), images=128)
+    common.train(training, data)
+    losses = [row["train_loss"] for row in training.history]
+    decays = [group["weight_decay"] for group in training.optimizer.param_groups]
+    assert losses[2] < losses[0] and decays == [rest[1], 0]
+    assert isinstance(training.optimizer, getattr(torch.optim, name))
 
 
 # --- Data ---
@@ -168,33 +188,6 @@ def test_augmentation_and_normalization_equal_a_slow_reference():
 
 
 # --- Model ---
-
-
-@pytest.mark.parametrize("variant", SCRIPTS)
-def test_the_layers_are_the_assignments_in_its_order(variant):
-    model, ran = common.build_model(SCRIPTS[variant]).eval(), []
-    for name, layer in model.named_children():
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: ran.append((name, inputs[0], output)))
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-    assert [name for name, _, _ in ran] == "C1 C2 c3 P1 C4 C5 C6 c7 P2 C8 C9 C10 GAP c11".split()
-    assert [output.shape[-1] for _, _, output in ran] == [32] * 3 + [16] * 5 + [8] * 4 + [1] * 2
-    (_, x, pooled), (_, y, averaged) = ran[3], ran[12]
-    assert torch.equal(pooled, F.max_pool2d(x, 2)) and torch.allclose(averaged, y.mean((2, 3), keepdim=True))
-    kernels = [(layer.kernel_size[0], layer.groups) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    assert kernels == [(3 if name.startswith("C") else 1, 1) for name, _, _ in ran if name[0] in "Cc"]
-
-
-@pytest.mark.parametrize("variant, kind, groups", [
-    ("bn", nn.BatchNorm2d, None), ("gn", gn.GroupNorm, 4), ("ln", nn.GroupNorm, 1)])
-def test_budgets_and_normalization_layers(variant, kind, groups):
-    script = SCRIPTS[variant]
-    model = common.build_model(script)
-    assert sum(p.numel() for p in model.parameters()) < 50_000 and script.epochs <= 20
-    norms = [layer for layer in model.modules() if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm))]
-    assert [(type(layer), getattr(layer, "num_groups", None)) for layer in norms] == [(kind, groups)] * 10
-    assert any(isinstance(layer, nn.Dropout2d) for layer in model.modules()) == (variant == "gn")
-    assert model.C1.conv.bias is None
-    assert common.build_model(replace(script, norm=None)).C1.conv.bias is not None
 
 
 def test_any_positive_widths_build_and_train():
@@ -567,6 +560,8 @@ def test_metrics_only_leaves_one_file_in_the_output_folder_also_of_a_diverged_or
     put(world.results / "bn", {"metrics.json": b"{}"})  # what diverges as it is does not replace a published run
     assert run(replace(bn.RECIPE, aux_lr=1e38, batch_size=32)) == 1
     assert [path.name for path in world.results.glob("bn/*")] == ["metrics.json"]
+    assert run(bn.RECIPE, "--output-dir", str(world.results / "bn")) == 2
+    assert "--output-dir must not be the folder of a run, got" in capsys.readouterr().err
     assert not saved and not list(world.results.glob(".unfinished/*.pt"))
 
 
@@ -604,21 +599,64 @@ def test_the_same_seed_gives_the_same_bits_also_when_interrupted(unplotted, caps
 
 
 @pytest.mark.parametrize("change, words", [
-    ("recipe", "another run (recipe was"), ("code", "another run (code was"), ("flag", "")])
+    ("recipe", "another run (recipe was"), ("eps=1e-4", "another run (code was"),
+    ("affine=False", "another run (code was"), ("flag", "")])
 def test_a_checkpoint_that_does_not_fit_is_set_aside(world, capsys, monkeypatch, change, words):
     recipe, flags = replace(bn.RECIPE, epochs=3, batch_size=64), ["--metrics-only"]
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
         assert run(recipe, *flags) == 130
-    if change == "code":
-        code = world.folder / "bn.py"
-        code.write_text(code.read_text().replace("(channels)\n", "(channels, eps=1e-4)\n"))
+    if "=" in change:
+        rewrite(world.folder / "bn.py", "(channels)\n", f"(channels, {change})\n")
+        edited = eval(f"lambda channels: nn.BatchNorm2d(channels, {change})")
+        monkeypatch.setattr(bn.batch_norm, "__code__", edited.__code__)
     capsys.readouterr()
     flags += ["--no-resume"] * (change == "flag")
     assert run(replace(recipe, epochs=2) if change == "recipe" else recipe, *flags) == 0
     out, aside = capsys.readouterr().out, list(world.results.glob(".unfinished/*aside*"))
     assert words in out and "resuming" not in out and "epoch  1:" in out
     assert len(aside) == bool(words) and all(str(path) in out for path in aside)
+
+
+def test_a_reader_of_the_output_that_goes_away_costs_no_epoch(unplotted, capsys, monkeypatch):
+    def leave(text, **options):
+        if text.startswith("epoch  2"):
+            raise BrokenPipeError("Broken pipe")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "print", leave, raising=False)
+        assert run(bn.RECIPE, *FLAGS) == 1
+    assert run(bn.RECIPE, *FLAGS) == 0 and "resuming after epoch 2 of 3" in capsys.readouterr().out
+
+
+def test_a_script_is_trained_only_by_running_it_and_under_its_own_name(world, capsys, monkeypatch):
+    put(world.folder, {"unguarded.py": (world.folder / "ln.py").read_bytes()})
+    rewrite(world.folder / "unguarded.py", 'if __name__ == "__main__":\n    ', "")
+    monkeypatch.syspath_prepend(world.folder)
+    recipe = runs.load_script("unguarded")
+    assert recipe.variant == "unguarded" and not world.results.exists() and capsys.readouterr().out == ""
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__="copy.py", RECIPE=recipe))
+    assert run(recipe) == 2
+    assert "must be __file__, got " in (message := capsys.readouterr().err) and "unguarded.py' in copy.py" in message
+
+
+def test_files_that_the_system_and_editors_leave_do_no_harm(unplotted, monkeypatch):
+    train_epoch, world = common.train_epoch, unplotted
+
+    def leave_files(*args):
+        if not (world.folder / ".#bn.py").is_symlink():
+            (world.folder / ".#bn.py").symlink_to("me@computer.1234")  # Emacs' lock, which leads nowhere
+        return train_epoch(*args)
+
+    monkeypatch.setattr(common, "train_epoch", leave_files)
+    for _ in range(2):
+        assert run(bn.RECIPE, "--epochs", "1") == 0
+        folder = world.results / "bn-epochs=1"
+        put(folder, {".DS_Store": b"Bud1"})
+        put(folder / ".ipynb_checkpoints", {"metrics-checkpoint.json": b"{}"})
+        put(world.results, {".DS_Store": b"Bud1"})
+        assert runs.folders() == [folder] and common.load_model(folder).C1.conv.weight.shape == (16, 3, 3, 3)
+    assert runs.variants() == list(SCRIPTS)
 
 
 def test_a_run_is_held_by_one_process(world, capsys):
@@ -671,18 +709,30 @@ def test_ctrl_c_and_sigterm_end_a_run_with_one_line(world, monkeypatch, capsys, 
 # --- Loading ---
 
 
-def test_a_saved_network_classifies_images(trained):
-    model, (images, targets) = common.load_model(str(trained.results / "bn")), cifar10.load("test")
+def test_a_saved_network_classifies_images(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, (images, targets) = common.load_model("results/bn"), cifar10.load("test")
     assert not model.training
     probabilities = common.evaluate(model, images, targets)[2].softmax(1)
     for answer, expected in zip(common.classify(model, images), probabilities, strict=True):
         assert list(answer.values()) == sorted(answer.values(), reverse=True)
         assert [answer[name] for name in common.CLASSES] == pytest.approx(expected.tolist(), abs=0.05)
-    assert common.classify(model, images[0:1])[0].keys() == set(common.CLASSES)
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save("picture.png")
+    assert common.classify(model, "picture.png") == common.classify(model, images[:1])
 
 
-def test_a_network_that_cannot_be_loaded_is_named(copied):
+def test_a_network_that_cannot_be_loaded_is_named(copied, monkeypatch):
     (copied.results / "bn" / "model.pt").write_bytes(b"")
     for name in ("bn", "nowhere"):
         with pytest.raises(common.RunError, match=f"cannot read .*{name}.*must be run again"):
             common.load_model(copied.results / name)
+    convolution = common.convolution
+
+    def biased(*args):
+        layers = convolution(*args)
+        layers.conv.bias = nn.Parameter(torch.zeros(len(layers.conv.weight)))
+        return layers
+
+    monkeypatch.setattr(common, "convolution", biased)
+    with pytest.raises(common.RunError, match="of another network than"):
+        common.load_model(copied.results / "ln")

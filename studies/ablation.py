@@ -9,7 +9,8 @@ import statistics
 import sys
 
 from studies import study
-from studies.study import SEEDS, accuracies, losses, markdown, mean_and_sd, percent
+from studies.study import SEEDS, accuracies, losses, markdown
+from support.plots import mean_and_sd, percent
 
 FLAGS = "--epochs 6 --no-test"
 SGD = "--optimizer SGD --max-lr 0.2 --aux-lr 0.2 --weight-decay 0.0005"
@@ -61,8 +62,8 @@ def cells(group):
             mean_and_sd(losses(group), "{:.3f}")]
 
 
-def page():
-    """Return the text of results/ablation.md, or None if a run is missing."""
+def page(note):
+    """Return the text of results/ablation.md, or None if a run is missing. `note` says of which recipes it is."""
     groups = study.by_cell(sys.modules[__name__])
     if not groups:
         return None
@@ -72,7 +73,7 @@ def page():
         f"validation loss. The recipe itself is trained with seeds {', '.join(map(str, SEEDS))} (mean ± standard "
         "deviation), a change with seed 0 alone: a difference below twice that deviation says little. Short runs say "
         "little about regularization, such as translation and cutout. [tried.md](tried.md) lists what else was "
-        "tried.\n")]
+        f"tried.{note}\n")]
     head = ["", "MACs, M", "validation accuracy, %", "validation loss", "difference"]
     for variant, changes in CHANGES.items():
         recipe = groups[variant, None]
@@ -80,7 +81,6 @@ def page():
         for change in changes:
             group = groups[variant, change]
             difference = statistics.mean(accuracies(group)) - statistics.mean(accuracies(recipe))
-            rows.append([change, *cells(group),
-                         "diverged" if group[0]["diverged"] else f"{difference:+.2f}"])
+            rows.append([change, *cells(group), "diverged" if group[0]["diverged"] else f"{difference:+.2f}"])
         parts += [f"## {variant}\n", markdown(head, rows, "---:")]
     return "\n".join(parts)

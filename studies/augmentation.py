@@ -24,13 +24,13 @@ def main(argv=None):
         for name, epoch, pixels in (("first epoch", 1, recipe.translate),
                                     ("last epoch", recipe.epochs, recipe.final_translate)):
             sampled = common.sample_augmentation(len(images), recipe, epoch, generator)
-            rows[f"{name}: up to {pixels} pixels"] = common.augment(images, *sampled, recipe.cutout)
+            rows[f"{name}:\nup to {pixels} pixels"] = common.augment(images, *sampled, recipe.cutout)
         path = files.RESULTS / f"augmentation{options.run.removeprefix(script.variant)}.png"
         fig, axes = plots.new_axes(11, 1.1 + 1.15 * len(rows), len(images), len(rows))
         for line, (label, shown) in zip(axes, rows.items(), strict=True):
             for ax, image in zip(line, shown, strict=True):
                 plots.show_image(ax, image)
-            line[0].set_ylabel(label.replace(": ", ":\n"), fontsize=8)
+            line[0].set_ylabel(label, fontsize=8)
         for ax, name in zip(axes[0], cifar10.CLASSES, strict=True):
             ax.set_title(name, fontsize=9)
         title = (f"Training images: {'half' if recipe.flip else 'none'} mirrored, "

@@ -15,22 +15,22 @@ import statistics
 
 from studies import study
 from studies.study import SEEDS, accuracies, differs, plot_lines
-from support import plots, runs
+from support import plots
 
-VARIANTS, SIZES, USUAL, SMALL = ("bn", "gn", "ln"), (2, 4, 8, 16, 32, 64, 128, 256), 128, 2
+RATES = {"bn": (0.04, 0.5), "gn": (0.03, 0.3), "ln": (0.03, 0.3)}  # peak learning rates for batches of USUAL
+SIZES, USUAL, SMALL = (2, 4, 8, 16, 32, 64, 128, 256), 128, 2
 SETTING = ("10,000 training images, 4 epochs, 2 seeds, no dropout; learning rates scale with the root of the batch "
            "size,\nthe EMA (of BN's statistics too) covers equally many images")
 
 
 def plan():
     cells = {}
-    for variant, size, seed in itertools.product(VARIANTS, SIZES, SEEDS[:2]):
-        script = runs.load_script(variant)
-        scale = size / script.batch_size
-        rates = f"--max-lr {script.max_lr * scale**0.5:.3g} --aux-lr {script.aux_lr * scale**0.5:.3g}"
+    for variant, size, seed in itertools.product(RATES, SIZES, SEEDS[:2]):
+        scale = size / USUAL
+        max_lr, aux_lr = (rate * scale**0.5 for rate in RATES[variant])
         cells[variant, size, seed] = variant, (
-            f"--train-images 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} {rates} "
-            f"--ema-decay {script.ema_decay**scale:.6g} --seed {seed}")
+            f"--train-images 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} --max-lr {max_lr:.3g} "
+            f"--aux-lr {aux_lr:.3g} --ema-decay {0.995**scale:.6g} --seed {seed}")
     return cells
 
 
@@ -47,7 +47,7 @@ def plot(results):
 
 def finding(results):
     changes = []
-    for variant in VARIANTS:
+    for variant in RATES:
         usual, small = (accuracies(results[variant, size]) for size in (USUAL, SMALL))
         noise = "" if differs(usual, small) else " (noise)"
         changes.append(f"{variant.upper()} {statistics.mean(small) - statistics.mean(usual):+.1f}{noise}")

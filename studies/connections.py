@@ -19,7 +19,7 @@ import torch
 
 import common
 from studies import study
-from studies.study import SEEDS, accuracies, bold_if, gaps, label, losses, markdown, plot_lines
+from studies.study import SEEDS, accuracies, bold_if, gaps, losses, markdown, plot_lines
 from support import cifar10, cli, machine, plots, runs
 from support.plots import mean_and_sd
 
@@ -82,13 +82,6 @@ def plot(results):
     return fig
 
 
-def higher(results, values, way, reference):
-    """Return the variants whose values clearly exceed, in one way, those in another, as text."""
-    found = [variant.upper() for variant in VARIANTS
-             if study.exceeds(values(results[variant, way]), values(results[variant, reference]))]
-    return ", ".join(found) or "no variant"
-
-
 def relative_cost(seconds, variant, way):
     """Return the time of a step relative to added layers: the median of the ratios round by round."""
     pairs = zip(seconds[f"{variant} {way}"], seconds[f"{variant} add"], strict=True)
@@ -96,9 +89,13 @@ def relative_cost(seconds, variant, way):
 
 
 def finding(results):
+    def higher(values, way, reference):
+        return ", ".join(variant.upper() for variant in VARIANTS if study.exceeds(
+            values(results[variant, way]), values(results[variant, reference]))) or "no variant"
+
     def gains(way, reference):
-        return (f"raises the accuracy of {higher(results, accuracies, way, reference)} "
-                f"and lowers the loss of {higher(results, losses, reference, way)}")
+        return (f"raises the accuracy of {higher(accuracies, way, reference)} "
+                f"and lowers the loss of {higher(losses, reference, way)}")
 
     seconds = study.measured(THIS)["seconds"]
     cost = [relative_cost(seconds, variant, "concat") for variant in VARIANTS]
@@ -113,7 +110,7 @@ def table(results):
         added, seconds = results[variant, "add"], timing["seconds"][f"{variant} {way}"]
         cells = [bold_if(study.differs(values(group), values(added)), mean_and_sd(values(group), text))
                  for values, text in ((accuracies, "{:.2f}"), (losses, "{:.3f}"), (gaps, "{:.2f}"))]
-        rows.append([f"{label(variant)}, {NAMES[way]}", *cells, f"{group[0]['parameters']:,}",
+        rows.append([f"{study.LABELS.get(variant, variant)}, {NAMES[way]}", *cells, f"{group[0]['parameters']:,}",
                      f"{group[0]['macs'] / 1e6:.1f}", f"{statistics.median(seconds):.1f}",
                      f"{relative_cost(timing['seconds'], variant, way):.2f}"])
     head = ["", "validation accuracy, %", "validation loss", "generalization gap (train - val), points", "parameters",

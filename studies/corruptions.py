@@ -21,9 +21,10 @@ from torch import nn
 from torchvision.transforms.v2 import functional
 
 import common
-from studies.study import bold_if, differs, exceeds, label, markdown, percent, plot_line
+from studies.study import LABELS, bold_if, differs, exceeds, markdown, plot_line
 from support import cifar10, files, plots, runs
 from support.files import RunError
+from support.plots import percent
 
 # Corruptions: uint8 (N, 3, H, W) -> the same
 
@@ -124,7 +125,8 @@ def measure():
 
 
 def title(line):
-    return f"{label(line.removesuffix(ADAPTED))}{', statistics of the corrupted images' * line.endswith(ADAPTED)}"
+    name = line.removesuffix(ADAPTED)
+    return f"{LABELS.get(name, name)}{', statistics of the corrupted images' * line.endswith(ADAPTED)}"
 
 
 def plot(results):

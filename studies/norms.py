@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import common
-from studies.study import LABELS, label, markdown
+from studies.study import LABELS, markdown
 from support import cifar10, files, plots, runs
 
 LAYER, CHANNELS, IMAGES, BINS = "C5", 8, 128, 100
@@ -61,9 +61,9 @@ def shared_statistics(variant):
 
     Groups have two channels. None if the layer does not work with so few channels.
     """
-    recipe = runs.load_script(variant)
     x = torch.randn(*CUBE, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
     try:
+        recipe = runs.load_script(variant)
         layer = recipe.norm(CUBE[1]) if recipe.groups is None else recipe.norm(CUBE[1], CUBE[1] // 2)
         layer.train()(x)[0, 0, 0].sum().backward()
     except Exception:  # any kind: the layer may be anything
@@ -93,8 +93,7 @@ def plot(results):
         if (shared := shared_statistics(variant)) is not None:
             cube = fig.add_subplot(len(shown), 3, 3 * row + 1, projection="3d")
             plot_cube(cube, shared, plots.color_of(variant))
-            share = "share a mean and a variance" if variant in LABELS else "are normalized together"
-            cube.set_title(f"{label(variant)}: the colored elements\n{share}", fontsize=9)
+            cube.set_title(f"{LABELS.get(variant, variant)}: the colored elements\nare normalized together", fontsize=9)
         for column, (name, values) in enumerate(results[variant].items()):
             ax = fig.add_subplot(len(shown), 3, 3 * row + 2 + column)
             edges = numpy.linspace(values["low"], values["high"], BINS + 1)
@@ -109,13 +108,12 @@ def plot(results):
 def finding(results):
     means = {variant: results[variant]["after"]["means"] for variant in runs.variants() if variant in results}
     apart = [f"{max(values) - min(values):.2f} ({variant.upper()})" for variant, values in means.items()]
-    others = "the others" if list(means) == ["bn", "gn", "ln"] else "group and layer norm"
-    return (f"Batch norm gives every channel a mean of 0, {others} only several channels together:\n"
+    return ("Batch norm gives every channel a mean of 0, group and layer norm only several channels together:\n"
             f"after the norm, channel means are up to {', '.join(apart)} apart")
 
 
 def table(results):
     columns = [(when, what) for when in ("before", "after") for what in ("means", "deviations")]
-    rows = [[label(variant), *(value_range(results[variant][when][what]) for when, what in columns)]
+    rows = [[LABELS.get(variant, variant), *(value_range(results[variant][when][what]) for when, what in columns)]
             for variant in runs.variants() if variant in results]
     return markdown(["channels of", *(f"{what} {when}" for when, what in columns)], rows, "---:")

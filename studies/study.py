@@ -10,6 +10,7 @@ script changes, and an interrupted one resumes. A run without any change to its 
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import torch
 
@@ -67,6 +69,8 @@ def default_jobs():
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return max(1, min(torch.get_num_threads(), memory // (2 * 10**9)))
 
 
@@ -120,25 +124,22 @@ def run_all(commands, options, metrics_of):
 
 
 def run_missing(study, options):
-    """Run what is missing of a study's plan, or list it. Raises RunError, see `run_all`."""
-    available, folder = available_runs(study), staging_folder(study)
-    missing = {f"{variant}.py {flags}": (variant, flags)
-               for variant, flags in study.plan().values() if not finished(available, variant, flags)}
-    save = ["--metrics-only", "--output-dir", os.path.relpath(folder, files.ROOT)]
-    commands = {title: [f"{variant}.py", *shlex.split(flags), *save] for title, (variant, flags) in missing.items()}
+    """Run what is missing of a study's plan, or made by other recipes than today's, or list it. Raises RunError."""
+    folder, wanted = staging_folder(study), planned_runs(study)
     folder.mkdir(parents=True, exist_ok=True)
     with files.lock(folder / "lock", f"the study {name_of(study)} is already being run"):
+        collect(study, wanted)
+        saved, save = saved_runs(study), ["--metrics-only", "--output-dir", os.path.relpath(folder, files.ROOT)]
+        missing = {f"{variant}.py {flags}": (variant, flags) for (variant, flags), (_, recipe) in wanted.items()
+                   if saved.get((variant, flags), {}).get("recipe") != recipe}
+        commands = {title: [f"{variant}.py", *shlex.split(flags), *save] for title, (variant, flags) in missing.items()}
         try:
-            run_all(commands, options, lambda title: finished(own_runs(study), *missing[title]))
-        finally:  # move what is finished into the study's file, by one atomic write
-            if paths := list(folder.glob("*.json")):
-                lines = [json.dumps(run) for run in own_runs(study).values()]
-                files.write_file(results_file(study), "".join(f"{line}\n" for line in lines).encode())
-                for path in paths:
-                    path.unlink()
+            run_all(commands, options, lambda title: finished_runs(study, wanted).get(missing[title]))
+        finally:
+            collect(study, wanted)
 
 
-# --- Saved metrics ---
+# --- Saved metrics: a line per run with its flags, so that it stays what it was when a script changes ---
 
 
 def results_file(study, ending="jsonl"):
@@ -157,35 +158,60 @@ def measured(study):
     return runs.read_json(path)[0] if path.exists() else None
 
 
-def own_runs(study):
-    """Return the metrics of a study's finished runs, {run: metrics}. Raises RunError."""
-    path, found = results_file(study), []
-    for file in [*([path] if path.exists() else []), *sorted(staging_folder(study).glob("*.json"))]:
-        found += runs.read_json(file)
-    return {run["run"]: run for run in found}
+def saved_runs(study):
+    """Return the metrics in a study's file, {(variant, flags): metrics}. Raises RunError."""
+    lines = runs.read_json(results_file(study)) if results_file(study).exists() else []
+    return {(line["variant"], line["flags"]): line for line in lines}
 
 
-def available_runs(study):
-    """Return the metrics of a study's finished runs and of those published, {run: metrics}. Raises RunError."""
-    return {f"{run['run']}-no-test": run for group in runs.published() for run in group} | own_runs(study)
+def planned_runs(study):
+    """Return what today's scripts make of a study's plan, {(variant, flags): (run, recipe)}. Raises RunError."""
+    found = {}
+    for variant, flags in study.plan().values():
+        _, options = cli.parse_args(runs.load_script(variant), shlex.split(flags))
+        found[variant, flags] = options.run, options.identity["recipe"]
+    return found
 
 
-def finished(available, variant, flags):
-    """Return the metrics of a run; None if it is missing or its script's recipe has changed since."""
-    recipe, options = cli.parse_args(runs.load_script(variant), shlex.split(flags))
-    metrics = available.get(options.run)
-    return metrics if metrics and metrics["recipe"] == cli.to_dict(recipe) else None
+def finished_runs(study, wanted):
+    """Return the runs of planned_runs() that wait to be collected or are published, {(variant, flags): metrics}."""
+    available = {f"{run['run']}-no-test": run for group in runs.published() for run in group}
+    available |= {path.stem: runs.read_json(path)[0] for path in staging_folder(study).glob("*.json")}
+    return {key: available[run] for key, (run, recipe) in wanted.items()
+            if run in available and available[run]["recipe"] == recipe}
+
+
+def collect(study, wanted):
+    """Add finished runs to a study's file by one atomic write, then delete their files in the staging folder."""
+    saved, found = saved_runs(study), finished_runs(study, wanted)
+    lines = saved | {key: run | {"flags": key[1]} for key, run in found.items()}
+    if lines != saved:
+        files.write_file(results_file(study), "".join(f"{json.dumps(line)}\n" for line in lines.values()).encode())
+    for key in found:
+        (staging_folder(study) / f"{wanted[key][0]}.json").unlink(missing_ok=True)
 
 
 def by_cell(study):
-    """Return the metrics of all runs of a study as {(line, x): a list over the seeds}, or None if one is missing."""
-    available, results = available_runs(study), {}
-    try:
-        for (line, x, _), run in study.plan().items():
-            results.setdefault((line, x), []).append(finished(available, *run))
-    except RunError:  # a script is gone
-        return None
+    """Return the metrics of a study's plan as {(line, x): a list over the seeds}, or None if a run is missing."""
+    saved, results = saved_runs(study), {}
+    for (line, x, _), run in study.plan().items():
+        results.setdefault((line, x), []).append(saved.get(run))
     return None if any(None in group for group in results.values()) else results
+
+
+def origin(study, only=None):
+    """Return in brackets how the recipes of a study's runs (of one variant) differ from today's; empty if equal."""
+    saved, changes = saved_runs(study) if hasattr(study, "plan") else {}, {}
+    for variant, flags in study.plan().values() if saved else ():
+        try:
+            _, options = cli.parse_args(runs.load_script(variant), shlex.split(flags))
+            found = files.differences(saved[variant, flags]["recipe"], options.identity["recipe"])
+        except RunError as error:
+            found = [str(error)]
+        changes.setdefault(variant, {}).update(dict.fromkeys(found))
+    texts = [f"of an earlier {variant}.py: {', '.join(found)}" for variant, found in changes.items()
+             if found and only in (None, variant)]
+    return f" [{'; '.join(texts)}]" if texts else ""
 
 
 # --- Statistics, tables, figures ---
@@ -217,16 +243,6 @@ def exceeds(a, b):
     return differs(a, b) and statistics.mean(a) > statistics.mean(b)
 
 
-def percent(values):
-    """Return mean and standard deviation of fractions, in percent."""
-    return mean_and_sd([None if value is None else 100 * value for value in values])
-
-
-def label(line):
-    """Return the name of a line of a study in tables and figures."""
-    return LABELS.get(line, line)
-
-
 def bold_if(condition, text):
     return f"**{text}**" if condition else text
 
@@ -242,14 +258,14 @@ def table(results, measure, row_header, columns, reference):
     rows = []
     for line in dict.fromkeys(line for line, _ in results):
         values = {x: measure(results[line, x]) for x in columns}
-        rows.append([label(line), *(bold_if(differs(values[x], values[reference]), mean_and_sd(values[x]))
+        rows.append([LABELS.get(line, line), *(bold_if(differs(values[x], values[reference]), mean_and_sd(values[x]))
                                     for x in columns)])
     return markdown([row_header, *columns.values()], rows, "---:")
 
 
 def plot_line(ax, line, xs, values, title=None, **style):
     """Plot the means of lists of values as a line of a study, with a band of one standard deviation."""
-    plots.plot_means(ax, xs, values, plots.color_of(line), label=title or label(line), **style)
+    plots.plot_means(ax, xs, values, plots.color_of(line), label=title or LABELS.get(line, line), **style)
 
 
 def plot_lines(ax, results, measure):

@@ -8,6 +8,7 @@ whose MD5 is checked at every reading. A. Krizhevsky 2009, "Learning Multiple La
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
 from support import files
 from support.files import RunError
@@ -69,6 +70,8 @@ def download():
     """Write the six files from the first source that works; other processes wait meanwhile. Raises RunError."""
     folder, failures = files.DATA, []
     try:
+        if folder.is_symlink() and not folder.exists():
+            raise OSError(f"it is a link to {os.readlink(folder)}, which does not exist")
         folder.mkdir(exist_ok=True)
         with files.lock(folder / ".lock", "the data set is being downloaded", wait=True):
             if is_complete():
@@ -137,7 +140,7 @@ def write_batches(images, labels):
 
 
 def to_batch(images):
-    """Convert a PIL image, a list of them, or uint8 (N, 3, H, W) to uint8 (N, 3, 32, 32). Raises ValueError."""
+    """Convert paths, PIL images or uint8 (N, 3, H, W) to uint8 (N, 3, 32, 32) as viewers show it. Raises ValueError."""
     if isinstance(images, torch.Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
@@ -145,7 +148,15 @@ def to_batch(images):
             return images
         return F.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True).round().byte()
     images = images if isinstance(images, (list, tuple)) else [images]
-    if not images or not all(hasattr(image, "convert") for image in images):
-        raise ValueError(f"images must be PIL images or a tensor, got {images!r:.100}")
-    pixels = (numpy.array(image.convert("RGB")) for image in images)  # (H, W, 3)
-    return torch.cat([to_batch(torch.from_numpy(array).permute(2, 0, 1)[None]) for array in pixels])
+    if not images or not all(isinstance(image, (str, Path, Image.Image)) for image in images):
+        raise ValueError(f"images must be paths, PIL images or a tensor, got {images!r:.100}")
+    pixels = []
+    for image in images:
+        # turned by its EXIF orientation, 16-bit gray scaled to 8 bits, on white where it is transparent
+        image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
+        if image.mode.startswith("I"):
+            image = Image.fromarray((numpy.array(image) / 257).round().astype(numpy.uint8))
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        pixels.append(torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1)[None])  # (1, 3, H, W)
+    return torch.cat([to_batch(image) for image in pixels])

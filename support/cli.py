@@ -36,12 +36,10 @@ def options_of(values):
 
 
 def check_options(values):
-    """Raise RecipeError for the first option of a dataclass object with a wrong type or an invalid value.
-
-    An int is converted to float, and a list to a tuple, where the default is one.
-    """
+    """Convert int to float and list to tuple; raise RecipeError for the first option of a wrong type or value."""
     for field in options_of(values):
-        value, kind, valid = getattr(values, field.name), type(field.default), field.metadata["valid"]
+        value, valid = getattr(values, field.name), field.metadata["valid"]
+        kind = float if field.metadata["parse"] is float else type(field.default)
         if (kind, type(value)) in ((float, int), (tuple, list)):
             object.__setattr__(values, field.name, kind(value))
         elif kind not in (type(None), type(value)):
@@ -75,13 +73,19 @@ def int_or_text(text):
     return int(text) if text.isdigit() else text
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises RecipeError instead of exiting."""
+
+    def error(self, message):
+        raise RecipeError(message)
+
+
 def parse_args(script, argv=None):
     """Return the recipe `script` with the flags of `argv` applied, and the options of the run, with its name as `.run`.
 
-    Exits with status 2 and a message for flags that cannot be used.
+    Raises RecipeError for flags that cannot be used; `--help` exits with status 0.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"{script.variant}.py", allow_abbrev=False, usage="%(prog)s [flag ...], see %(prog)s --help",
+    parser = Parser(prog=f"{script.variant}.py", allow_abbrev=False, usage="%(prog)s [flag ...]",
         description=f"Train the network with the recipe of {script.variant}.py; flags override it for this run.")
     parser.add_argument("--seed", type=int, default=0, help="random seed, 0 or more (default: 0)")
     parser.add_argument("--device", type=machine.find_device, default="auto",
@@ -98,19 +102,15 @@ def parse_args(script, argv=None):
         parser.add_argument("--no-norm", action="store_true", help="train without normalization")
     add_flags(parser, script)
     options = parser.parse_args(argv)
-    overrides = {field.name: getattr(options, field.name) for field in options_of(script) if field.name in options}
-    try:
-        recipe = dataclasses.replace(script, **overrides)
-        if script.norm and options.no_norm:
-            recipe = dataclasses.replace(recipe, norm=None)
-        if not 0 <= options.seed < 2**63:
-            raise ValueError(f"--seed must be 0 or more and below 2**63, got {options.seed}")
-        if options.train_images is not None and options.train_images < recipe.batch_size:
-            raise ValueError(f"--train-images must be at least the batch size ({recipe.batch_size}), "
-                             f"got {options.train_images}")
-        check_name(script.variant)
-    except (RunError, ValueError) as error:
-        parser.error(str(error))
+    given = {field.name: getattr(options, field.name) for field in options_of(script) if field.name in options}
+    recipe = script.replace(**given, **{"norm": None} if script.norm and options.no_norm else {})
+    if not 0 <= options.seed < 2**63:
+        raise RecipeError(f"--seed must be 0 or more and below 2**63, got {options.seed}")
+    if options.train_images is not None and options.train_images < recipe.batch_size:
+        raise RecipeError(f"--train-images must be at least the batch size ({recipe.batch_size}), "
+                          f"got {options.train_images}")
+    if (options.output_dir / "metrics.json").exists():
+        raise RecipeError(f"--output-dir must not be the folder of a run, got {options.output_dir}")
     options.run = run_name(recipe, script, options.train_images, options.seed, options.test)
     options.identity = {"variant": script.variant, "run": options.run, "recipe": to_dict(recipe), "seed": options.seed}
     return recipe, options
@@ -128,7 +128,7 @@ def add_flags(parser, values):
         elif isinstance(field.metadata["valid"], tuple):
             kind = {"choices": field.metadata["valid"]}
         text = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        parser.add_argument("--" + field.name.replace("_", "-"), default=default,
+        parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS,
                             help=f"{field.metadata['help']} (default: {text})", **kind)
 
 
@@ -144,16 +144,18 @@ def run_name(recipe, script, train_images=None, seed=0, test=True):
 
 
 def check_name(name):
-    """Raise RunError if a script cannot have this name."""
+    """Raise RecipeError if a script cannot have this name."""
     if not name.isidentifier():
-        raise RunError(f"{name}.py cannot be a variant: use letters, digits and _ alone, as in my_norm.py")
+        raise RecipeError(f"{name}.py cannot be a variant: use letters, digits and _ alone, as in my_norm.py")
     if name in RESERVED:
-        raise RunError(f"{name}.py cannot be a variant: `make {name}` or a folder has that name")
+        raise RecipeError(f"{name}.py cannot be a variant: `make {name}` or a folder has that name")
 
 
 @contextlib.contextmanager
 def exit_on_error(command, hint="run the same command again to resume"):
     """Turn errors into one line and an exit status: 2 for wrong values, 1 for a failed run, 130 or 143 for a signal."""
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")  # "?" for what the terminal cannot show
     try:
         machine.interrupt_on_sigterm()
         yield

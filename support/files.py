@@ -54,10 +54,7 @@ def flush(path):
 
 @contextlib.contextmanager
 def lock(path, activity, wait=False):
-    """Hold a lock on the file `path` until the block or this process ends.
-
-    If another process holds it, raise RunError, or wait for it. `activity` completes "<it> by process 12".
-    """
+    """Hold a lock on a file; if another process does, wait, or raise RunError("<activity> by process 12")."""
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

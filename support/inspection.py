@@ -37,7 +37,7 @@ def receptive_fields(layers):
     """
     field, jump, results = 1, 1, {}
     for name in layers:
-        kernel, stride = {"C": (3, 1), "c": (1, 1), "P": (2, 2), "G": (8, 8)}[name[0]]  # GAP takes all 8x8 positions
+        kernel, stride = {"C": (3, 1), "P": (2, 2), "G": (8, 8)}.get(name[0], (1, 1))  # GAP takes all 8x8 positions
         field, jump = field + (kernel - 1) * jump, jump * stride
         results[name] = field, jump if "GAP" not in results and name != "GAP" else None
     return results

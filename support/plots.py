@@ -45,6 +45,11 @@ def mean_and_sd(values, text="{:.2f}"):
     return f"{mean} ± {text.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
+def percent(values):
+    """Return mean and standard deviation of fractions, in percent."""
+    return mean_and_sd([None if value is None else 100 * value for value in values])
+
+
 def plot_means(ax, xs, values, color, **style):
     """Plot the mean of each list of values, with a band of one standard deviation if there are several."""
     means = [statistics.mean(group) for group in values]
@@ -141,10 +146,7 @@ def plot_misclassified(folder, metrics, predictions):
 
 
 def plot_comparison(groups, path):
-    """Write validation loss and accuracy per epoch of groups of runs: their mean and a band of one standard deviation.
-
-    The curve of a group ends with its shortest run.
-    """
+    """Write mean validation loss and accuracy per epoch of groups of runs, as far as all runs of a group go."""
     fig, axes = loss_and_accuracy_axes()
     for ax, name, scale, unit, digits in axes:
         for group in groups:
@@ -155,10 +157,6 @@ def plot_comparison(groups, path):
             plot_means(ax, range(1, len(by_epoch) + 1), by_epoch, color_of(group[0]["variant"]), label=label)
         ax.set(ylabel=f"validation {name}, {unit}")
         ax.legend(title="at the best epoch")
-    tested = {group[0]["variant"]: statistics.mean(run["test_accuracy"] for run in group) for group in groups}
-    ranking = sorted(tested, key=tested.get, reverse=True)
-    accuracies = ", ".join(f"{variant.upper()} {tested[variant]:.1%}" for variant in ranking)
     seeds = max(len(group) for group in groups)
-    title = f"The same network with each normalization: test accuracy {accuracies}"
-    title += f"\n(means of {seeds} seeds, bands: one standard deviation)" if seeds > 1 else ""
-    save_figure(fig, title, path)
+    save_figure(fig, f"The same network with each normalization (mean and standard deviation of {seeds} seeds)"
+                if seeds > 1 else "The same network with each normalization", path)

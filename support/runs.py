@@ -1,7 +1,7 @@
 """Saved runs, and the scripts that train them: write, read and pool runs; find, load and identify scripts.
 
 A run is one dict of metrics, METRICS, with its history as columns, HISTORY: metrics.json in the run's folder next to
-its weights, or <run>.json alone. A script is a variant if it has a line that begins with "RECIPE = ".
+its weights, or <run>.json alone. A script is a variant if it assigns RECIPE.
 """
 
 import ast
@@ -13,10 +13,13 @@ import io
 import json
 import re
 import secrets
+import sys
+from pathlib import Path
 
 import torch
 
 from support import cli, files, inspection, machine, plots
+from support.cli import RecipeError
 from support.files import RunError, write_file
 
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
@@ -25,6 +28,7 @@ METRICS = (
     "precision", "threads", "torch", "epochs", "best_epoch", "stopped_early", "diverged", "seconds", "peak_memory_mb",
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "per_class_accuracy",
     "history")
+SAME = ("recipe", "code", "torch", "device", "precision")  # what the pooled runs of other seeds have in common
 
 
 # --- Runs ---
@@ -107,26 +111,40 @@ def folders():
 
 
 def published():
-    """Return a list per variant: the metrics of its script's tested run, then those of other seeds of the same kind.
-
-    The same kind is the same recipe, code, version of torch, device and precision. Raises RunError.
-    """
-    groups, same = [], ("recipe", "code", "torch", "device", "precision")
+    """Return a list per loadable variant: the metrics of its tested run, then of other seeds that agree in SAME."""
+    groups = []
     for variant in variants():
         seeds = [folder for folder in folders() if re.fullmatch(rf"{variant}(-seed=\d+)?", folder.name)]
         group = [read(folder) for folder in seeds]  # "bn" sorts before "bn-seed=1"
-        if group and group[0]["run"] == variant and group[0]["test_accuracy"] is not None:
-            groups.append([run for run in group if all(run[key] == group[0][key] for key in same)])
+        if group and group[0]["run"] == variant and group[0]["test_accuracy"] is not None and not script_error(variant):
+            groups.append([run for run in group if all(run[key] == group[0][key] for key in SAME)])
     return groups
+
+
+def left_out(groups):
+    """Return a line for each run of a script that published() left out of its groups."""
+    pooled = {run["run"] for group in groups for run in group}
+    return [f"left out: {folder.name}, not tested or of other {', '.join(SAME)} than the run of the script today"
+            for folder in folders() if re.fullmatch(r"\w+(-seed=\d+)?", folder.name) and folder.name not in pooled]
 
 
 # --- Scripts ---
 
 
+is_loading = False  # whether a script is being imported, and must not train
+
+
 def variants():
-    """Return the names of the scripts with a recipe, in alphabetical order. Raises RunError for an unusable name."""
-    names = sorted(path.stem for path in files.ROOT.glob("*.py")
-                   if re.search("^RECIPE = ", path.read_text(encoding="utf-8"), re.MULTILINE))
+    """Return the names of the scripts that assign RECIPE, in alphabetical order. Raises RecipeError for a bad name."""
+    names = []
+    for path in sorted(files.ROOT.glob("[!.]*.py")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = path.read_text(encoding="utf-8")
+            found = re.findall(r"^\s*(RECIPE)\b", text, re.MULTILINE)  # to parse few files
+            with contextlib.suppress(SyntaxError):  # a variant that cannot be loaded at the moment
+                found = [node.id for node in ast.walk(ast.parse(text if found else ""))
+                         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+            names += [path.stem] * ("RECIPE" in found)
     for name in names:
         cli.check_name(name)
     return names
@@ -134,12 +152,32 @@ def variants():
 
 def load_script(name):
     """Return the recipe of a script. Raises RunError if there is no such script, or if it cannot be loaded."""
+    global is_loading
     if name not in variants():
         raise RunError(f"there is no variant {name!r}, only {', '.join(variants())}")
+    is_loading = True
     try:
         return importlib.import_module(name).RECIPE
-    except Exception as error:  # any kind: the script may be anything
+    except (Exception, SystemExit) as error:  # any kind: the script may be anything
         raise RunError(f"{name}.py cannot be loaded: {type(error).__name__}: {error}") from None
+    finally:
+        is_loading = False
+
+
+def script_error(name):
+    """Return why a script cannot be loaded, or None if it can."""
+    try:
+        return load_script(name) and None
+    except RunError as error:
+        return str(error)
+
+
+def check_script(script):
+    """Raise RecipeError unless a recipe belongs to the file that runs, and its name can be a variant's."""
+    main = Path(getattr(sys.modules["__main__"], "__file__", script.script))
+    if getattr(sys.modules["__main__"], "RECIPE", None) is script and main.name != Path(script.script).name:
+        raise RecipeError(f"the first argument of Recipe must be __file__, got {script.script!r} in {main.name}")
+    cli.check_name(script.variant)
 
 
 def recipe_of(metrics):
@@ -151,13 +189,16 @@ def recipe_of(metrics):
 
 
 def code_digest(variant):
-    """Return a SHA-256 of the code that decides a run's weights: the script and common.py without docstrings."""
-    digest = hashlib.sha256()
-    for name in (variant, "common"):
+    """Return a SHA-256 of a script, common.py and the modules in this folder that they import, docstrings aside."""
+    digest, names = hashlib.sha256(), [variant, "common"]
+    for name in names:  # grows on the way
         tree = ast.parse((files.ROOT / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
+            imported = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
+                        [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+            names += [name for name in imported if name not in names and (files.ROOT / f"{name}.py").exists()]
         digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()
 
@@ -172,8 +213,7 @@ def checkout_id():
 
 def is_current(folder, precision):
     """Return whether a run was trained in this copy of the project, with today's code and the given precision."""
-    if not (folder / "metrics.json").exists():
+    if not (folder / "metrics.json").exists() or script_error((run := read(folder))["variant"]):
         return False
-    run = read(folder)
     expected = {"code": code_digest(run["variant"]), "checkout": checkout_id(), "precision": precision}
     return all(run[key] == value for key, value in expected.items())

@@ -66,14 +66,16 @@ def test_a_study_runs_what_is_missing_once(copied, tiny, capsys, monkeypatch):
     put(staging, {"notes.txt": b"not a run"})
     assert call("tiny", "--jobs", "1") == 0 and tiny.started == [commands[0], commands[2]]
     lines = [json.loads(line) for line in study.results_file(tiny).read_text().splitlines()]
-    assert all(set(line) == set(runs.METRICS) for line in lines) and sum(line["diverged"] for line in lines) == 2
+    assert all(set(line) == {*runs.METRICS, "flags"} for line in lines) and sum(line["diverged"] for line in lines) == 2
     assert {path.name for path in staging.iterdir()} == {"notes.txt", "lock", ".unfinished"}
     assert call("tiny") == 0 and len(tiny.started) == 2 and study.results_of(tiny)["bn", 0.1][0]["run"] == "bn"
     assert "2 things matter" in capsys.readouterr().out and (copied.results / "tiny.png").exists()
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, translate=3))
-    assert study.results_of(tiny) is None and len(missing(capsys, "tiny")) == 4
+    assert study.origin(tiny) == " [of an earlier bn.py: translate was 4, is 3]" and len(missing(capsys, "tiny")) == 4
     (copied.folder / "bn.py").unlink()
-    assert study.results_of(tiny) is study.results_of(batch_size) is None
+    assert len(study.results_of(tiny)) == 2 and "there is no variant 'bn'" in study.origin(tiny)
+    assert study.results_of(batch_size) is None and study.origin(batch_size) == ""
+    assert call("tiny") == 1 and "tiny: there is no variant 'bn'" in capsys.readouterr().err
 
 
 def test_what_cannot_be_run_is_named(copied, tiny, capsys, monkeypatch):
@@ -81,11 +83,23 @@ def test_what_cannot_be_run_is_named(copied, tiny, capsys, monkeypatch):
     with files.lock(study.staging_folder(tiny) / "lock", "locked"):
         assert call("tiny") == 1 and f"already being run by process {os.getpid()}" in capsys.readouterr().err
     put(study.staging_folder(tiny), {"bn-aux_lr=1e+38-no-test": b"in the way"})
-    assert call("tiny", "--jobs", "1") == 1 and len(tiny.started) == 3 and len(study.own_runs(tiny)) == 2
+    assert call("tiny", "--jobs", "1") == 1 and len(tiny.started) == 3 and len(study.saved_runs(tiny)) == 3
     last = capsys.readouterr().err.splitlines()[-2:]
     assert "1 of 3" in last[0] and "--aux-lr 1e+38 --seed 0" in last[1]
     monkeypatch.setattr(files, "DATA", copied.folder / "README.md")
     assert call("tiny") == 1 and "README.md" in capsys.readouterr().err and len(tiny.started) == 3
+
+
+@pytest.mark.parametrize("total, limit, jobs", [
+    (64e9, "max\n", 8), (64e9, "4294967296\n", 2), (64e9, "1000000000\n", 1), (5e9, None, 2), (1e9, None, 1)])
+def test_as_many_runs_fit_as_cores_memory_and_the_limit_of_a_container_allow(
+        tmp_path, monkeypatch, total, limit, jobs):
+    put(tmp_path, {"memory.max": limit.encode()} if limit else {})
+    monkeypatch.setattr(study, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": int(total / 4096), "SC_PAGE_SIZE": 4096}.get)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert study.default_jobs() == jobs
 
 
 def test_seeds_runs_what_was_not_trained_by_this_code_here_in_this_precision(copied, tiny, capsys, monkeypatch):
@@ -157,7 +171,7 @@ time.sleep(60)""")
 # --- The studies ---
 
 
-def test_every_study_has_its_parts_and_runs_with_names_of_their_own():
+def test_every_study_has_its_parts_and_runs_with_names_of_their_own(world):
     for module in (*studies.run.STUDIES, ablation):
         title, blank, *theory = module.__doc__.splitlines()
         assert title.endswith(".") and not blank and theory
@@ -275,7 +289,9 @@ def test_the_ablation_compares_each_change_with_the_recipe(monkeypatch):
                ("gn", "no flips"): made_up(90.5, macs=9_200_000, val_loss=0.5)[:1],
                ("gn", "too fast"): made_up(0, True, macs=9_200_000, val_loss=None, val_accuracy=None)[:1]}
     monkeypatch.setattr(study, "by_cell", lambda module: results)
-    assert "| the recipe of gn.py | 9.2 | 81.00 ± 0.50 | 0.600 ± 0.000 |  |" in ablation.page()
-    assert "| no flips | 9.2 | 90.00 | 0.500 | +9.00 |\n| too fast | 9.2 | – | – | diverged |\n" in ablation.page()
+    page = ablation.page(" [of an earlier gn.py]")
+    assert " [of an earlier gn.py]\n" in page
+    assert "| the recipe of gn.py | 9.2 | 81.00 ± 0.50 | 0.600 ± 0.000 |  |" in page
+    assert "| no flips | 9.2 | 90.00 | 0.500 | +9.00 |\n| too fast | 9.2 | – | – | diverged |\n" in page
     monkeypatch.setattr(study, "by_cell", lambda module: None)  # a run is missing
-    assert ablation.page() is None
+    assert ablation.page("") is None

@@ -1,9 +1,11 @@
 """Tests of support/: the data set, files, the machine, network checks, saved runs and figures."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,11 @@ def test_damaged_data_is_refused_and_named(empty, capsys, source, name, damage):
     assert name in message and "delete" in message and "`make data`" in message and "Traceback" not in message
 
 
+def test_a_link_to_data_that_leads_nowhere_is_named(empty, capsys):
+    empty.data.symlink_to("nowhere")
+    assert run(bn.RECIPE) == 1 and "it is a link to nowhere, which does not exist" in capsys.readouterr().err
+
+
 def test_a_foreign_pickle_is_never_opened(empty, monkeypatch):
     monkeypatch.chdir(empty.folder)
     archive = tar("cifar-10-batches-py", empty.pickles | {"data_batch_1": BOMB})
@@ -110,9 +117,23 @@ def test_images_of_any_kind_and_size_become_a_batch():
     assert F.cosine_similarity((smaller - 127).flatten(), (images.float() - 127).flatten(), dim=0) > 0.9
     assert cifar10.to_batch([pictures[0].convert("L"), pictures[1].resize((7, 100))]).shape == (2, 3, 32, 32)
     assert cifar10.to_batch(torch.full((1, 3, 50, 11), 77, dtype=torch.uint8)).unique().tolist() == [77]
-    for wrong in (images.float(), images[0], images[:0], images[:, :1], "picture.png", [], [1, 2], None):
+    for wrong in (images.float(), images[0], images[:0], images[:, :1], [], [1, 2], None):
         with pytest.raises(ValueError, match="images must be"):
             cifar10.to_batch(wrong)
+
+
+def test_a_picture_is_seen_as_viewers_show_it(tmp_path):
+    gray = numpy.arange(1024, dtype=numpy.uint16).reshape(32, 32) // 4
+    color = torch.randint(256, (32, 32, 3), dtype=torch.uint8)
+    upright, exif = Image.fromarray(color.numpy()), Image.Exif()
+    exif[0x0112] = 6  # the orientation: to be turned by 90 degrees, clockwise
+    Image.fromarray(gray * 257).save(tmp_path / "gray.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    upright.putalpha(0)
+    upright.save(tmp_path / "transparent.png")
+    seen = cifar10.to_batch([tmp_path / "gray.png", str(tmp_path / "turned.png"), tmp_path / "transparent.png"])
+    assert torch.equal(seen[0], torch.from_numpy(gray).byte().expand(3, 32, 32))
+    assert torch.equal(seen[1], color.permute(2, 0, 1)) and seen[2].unique().tolist() == [255]
 
 
 # --- Files ---
@@ -176,10 +197,12 @@ def test_seeds_are_pooled_if_recipe_code_and_environment_are_the_same(copied):
                                    {"recipe": metrics_of(copied, "gn")["recipe"]}, {"threads": 64}), 1):
         folder = copied.results / f"bn-seed={seed}"
         put(folder, {"metrics.json": (copied.results / "bn" / "metrics.json").read_bytes()})
-        change_metrics(folder, **{"seed": seed} | change)
+        change_metrics(folder, **{"run": folder.name, "seed": seed} | change)
     change_metrics(copied.results / "gn", test_accuracy=None)
     pools = [[(run["variant"], run["seed"]) for run in group] for group in runs.published()]
     assert pools == [[("bn", 0), ("bn", 1), ("bn", 7)], [("ln", 0)]]
+    left_out = "\n".join(runs.left_out(runs.published()))
+    assert re.findall("left out: (.*?),", left_out) == [*(f"bn-seed={seed}" for seed in range(2, 7)), "gn"]
     put(copied.results / "ln", {"metrics.json": b"{"})
     with pytest.raises(RunError, match=r"cannot read .*ln/metrics\.json .*git checkout"):
         runs.published()
@@ -190,9 +213,11 @@ def test_a_run_is_current_with_the_code_and_in_the_copy_and_precision_it_was_tra
     assert runs.is_current(folder, precision) and not runs.is_current(copied.results / "nowhere", precision)
     assert not runs.is_current(folder, "other")
     before = runs.code_digest("bn")
+    put(copied.folder, {"mynorms.py": b"EPS = 1e-4\n"})
     for name, old, new, same in (
             ("bn", '"""', '"""In other words: ', True), ("bn", "(channels)\n", "( channels )  # a comment\n", True),
             ("common", '"""Return', '"""Give', True), ("bn", "( channels )", "(channels, 1e-4)", False),
+            ("bn", "import nn\n", "import nn\nfrom mynorms import EPS\n", False), ("mynorms", "1e-4", "1e-3", False),
             ("common", "(0.4914,", "(0.4915,", False)):
         path = copied.folder / f"{name}.py"
         path.write_text(path.read_text().replace(old, new, 1))
@@ -206,13 +231,19 @@ def test_a_run_is_current_with_the_code_and_in_the_copy_and_precision_it_was_tra
     assert not runs.is_current(folder, precision)
 
 
-def test_variants_are_the_files_with_a_recipe_and_a_usable_name(world, monkeypatch):
-    put(world.folder, {"broken_norm.py": b"RECIPE = 1 / 0\n", "helper.py": b"    RECIPE = 1\n# RECIPE = 2\n"})
-    assert runs.variants() == ["bn", "broken_norm", "gn", "ln"] and runs.load_script("bn") is bn.RECIPE
+def test_variants_are_the_files_that_assign_a_recipe_whatever_the_spaces(world, monkeypatch):
+    put(world.folder, {
+        "tight.py": b"RECIPE=Recipe()", "indented.py": b"if 1:\n  RECIPE = 1", "typed.py": b"RECIPE: int = 1",
+        "broken_norm.py": b"RECIPE = 1 / 0", "unfinished.py": b"RECIPE = (", "text.py": b'"""\nRECIPE = 1\n"""',
+        "comment.py": b"# RECIPE = 1", "equal.py": b"RECIPE == 1", "uses.py": b"from bn import RECIPE"})
+    for name in (".#bn.py", "nowhere.py"):
+        (world.folder / name).symlink_to("nowhere at all")
+    names = ["bn", "broken_norm", "gn", "indented", "ln", "tight", "typed", "unfinished"]
+    assert runs.variants() == names and runs.load_script("bn") is bn.RECIPE
     monkeypatch.syspath_prepend(world.folder)
     with pytest.raises(RunError, match=r"broken_norm\.py cannot be loaded: ZeroDivisionError"):
         runs.load_script("broken_norm")
-    with pytest.raises(RunError, match="there is no variant 'other', only bn, broken_norm, gn, ln"):
+    with pytest.raises(RunError, match="there is no variant 'other', only bn, broken_norm, gn, "):
         runs.load_script("other")
 
 

@@ -1,5 +1,8 @@
 """Tests of tools/report.py and of the Makefile: the pages, what checks them, and what each target runs."""
 
+import contextlib
+import io
+import json
 import os
 import re
 import shutil
@@ -12,48 +15,89 @@ from PIL import Image
 
 import bn
 import common
-from studies import study
+from studies import connections, study
 from studies.run import STUDIES
 from support import cifar10, plots, runs
-from tests.world import PROJECT, SCRIPTS, change_metrics, make_files, metrics_of, put
+from tests.world import FROZEN, PROJECT, SCRIPTS, change_metrics, make_files, metrics_of, put, rewrite
 from tools import report
 
 
-def rewrite(path, old, new):
-    """Replace a text in a file, which must have it."""
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def test_the_pages_have_the_numbers_of_the_runs(trained):
+def test_the_pages_have_the_numbers_of_the_runs_and_the_report_the_assignments_form(trained):
     page = (trained.results / "README.md").read_text()
-    for variant in SCRIPTS:
-        metrics = metrics_of(trained, variant)
+    for variant, title in report.NAMES.items():
+        metrics, section = metrics_of(trained, variant), page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
         for text in ((trained.folder / "README.md").read_text(), page):
             assert f"| {variant} | 1 | 48,634 | 5 ({metrics['best_epoch']}) |" in text
             assert text.count(f"**{100 * metrics['test_accuracy']:.2f}**") >= 2  # next to others, and in its own row
-        counts = plots.confusion_counts(runs.load_tensors(trained.results / variant, "predictions")).fill_diagonal_(0)
-        *names, count = re.search(rf"\| {variant.upper()} \| (\w+) → (\w+): (\d+) \|", page).groups()
-        assert counts[tuple(map(cifar10.CLASSES.index, names))] == int(count) == counts.max()
+        assert re.findall("^### (.*)", section, re.MULTILINE) == ["Target", "Results", "Misclassified images"]
+        assert f"`{' '.join(common.LAYERS)}`" in section and ("dropout: 0.05 after C10" in section) == (variant == "gn")
+        for part, name in {"train": "Training", "val": "Validation", "test": "Test"}.items():
+            numbers = f"{100 * metrics[f'{part}_accuracy']:.2f} %, loss {metrics[f'{part}_loss']:.3f}\n"
+            assert f"- {name} accuracy {numbers}" in section
+        counts = plots.confusion_counts(runs.load_tensors(trained.results / variant, "predictions"))
+        share = counts.diag() / counts.sum(1)
+        best, worst = (cifar10.CLASSES[index] for index in (share.argmax(), share.argmin()))
+        assert f"Best class: {best} {share.max():.1%}; worst class: {worst} {share.min():.1%}\n" in section
+        *names, count = re.search(r"Largest confusions of test images: (\w+) → (\w+): (\d+)", section).groups()
+        assert counts[tuple(map(cifar10.CLASSES.index, names))] == int(count) == counts.fill_diagonal_(0).max()
+        assert "Early stopping did not come" in section and all(
+            f"({variant}/{figure}.png)" in section for figure in ("curves", "confusion", "misclassified"))
+        assert "Early stopping: after epoch 5" in report.section([metrics | {"stopped_early": True}])
+        assert all(f"`make study-{name}`" in section for name in ("dropout", "connections"))
+    assert "\n## Findings\n" in page and all(number in page for number in ("1502.03167", "1607.08022", "`make study-g"))
 
 
-def test_seeds_are_pooled_and_shown(copied, capsys):
-    for variant in SCRIPTS:
+def test_seeds_are_pooled_and_shown_with_their_number_and_epochs_by_variant(copied, capsys, monkeypatch):
+    for variant in ("gn", "ln"):
         for name, accuracy in {variant: 1.0, f"{variant}-seed=1": 0.9, f"{variant}-seed=2": 0.8}.items():
-            put(copied.results / name, {"metrics.json": (copied.results / variant / "metrics.json").read_bytes()})
+            if name != variant:
+                shutil.copytree(copied.results / variant, copied.results / name)
             change_metrics(copied.results / name, run=name, test_accuracy=accuracy)
+    change_metrics(copied.results / "gn-seed=2", code="x")
+    change_metrics(copied.results / "bn", epochs=1, best_epoch=1)
+    shutil.copytree(copied.results / "bn", copied.results / "bn-seed=1")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out := io.BytesIO(), "ascii", write_through=True))
     report.main(["pages"])
-    text = (copied.folder / "README.md").read_text()
-    assert "| bn | 3 |" in text and text.count("**90.00 ± 10.00**") == 6  # next to others, and in rows of their own
+    assert b"left out: gn-seed=2, not tested or of other recipe, code," in out.getvalue()  # and no terminal needs UTF-8
+    text, page = (folder.joinpath("README.md").read_text() for folder in (copied.folder, copied.results))
+    assert "| bn | 2 | 48,634 | 1 (1) |" in text and "| gn | 2 | 48,634 | 5 (5) |" in text and "| ln | 3 |" in text
+    assert "**95.00 ± 7.07** (n = 2) | **90.00 ± 10.00** (n = 3) |" in text
+    assert "- Test accuracy 100.00 % [90.00 ± 10.00, n = 3], loss " in page
     report.main(["show", "--seed", "1"])
-    assert "| ln-seed=1 | 1 |" in capsys.readouterr().out
-    rewrite(copied.folder / "README.md", "<!-- end of findings -->", "")
-    for args, words in ((["show", "--seed", "3"], "bn-seed=3"), (["pages"], "findings")):
+    page = (copied.results / "README-seed=1.md").read_text()
+    assert b"| ln-seed=1 | 1 |" in out.getvalue() and "### Misclassified images\n\n![Mistakes of ln-seed=1]" in page
+    assert "(README-seed=1.png)" in page and (copied.results / "README-seed=1.png").exists()
+    rewrite(copied.folder / "README.md", "<!-- end of results -->", "")
+    for args, words in ((["show", "--seed", "3"], "bn-seed=3"), (["pages"], "two markers")):
         with pytest.raises(SystemExit, match="1"):
             report.main(args)
         assert words in capsys.readouterr().err
-    assert (copied.folder / "README.md").read_text() == text.replace("<!-- end of findings -->", "")
+    assert (copied.folder / "README.md").read_text() == text.replace("<!-- end of results -->", "")
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("dropout=0.05", "dropout=0", "`make gn`"), ("def ", "def (", "gn.py cannot be loaded: SyntaxError"),
+    ("dropout=0.05", "dropout='no'", "gn.py cannot be loaded: RecipeError: dropout must be of type float, got 'no'"),
+    ("(channels, groups)", "(channels)", "normalization of gn.py cannot be used: TypeError"), ("", "", "no gn.py")])
+def test_reports_survive_any_edit_and_name_what_no_longer_fits(copied, capsys, monkeypatch, old, new, words):
+    monkeypatch.setattr(plots, "save_figure", lambda *args: None)
+    lines = [json.dumps(metrics_of(copied, variant) | {"flags": flags, "recipe": recipe})
+             for (variant, flags), (_, recipe) in study.planned_runs(connections).items()]
+    timing = {"machine": "an abacus", "seconds": {" ".join(network): [1.0] for network in connections.FLAGS}}
+    put(copied.results / "studies", {"connections.jsonl": "\n".join(lines).encode(),
+                                     "connections.json": runs.to_json(timing)})
+    assert study.origin(connections) == ""
+    rewrite(copied.folder / "gn.py", "max_lr=0.03, aux_lr=0.3", "max_lr=0.05, aux_lr=0.1, batch_size=16, epochs=5")
+    rewrite(copied.folder / "gn.py", old, new) if old else (copied.folder / "gn.py").unlink()
+    monkeypatch.delitem(sys.modules, "gn")
+    monkeypatch.syspath_prepend(copied.folder)
+    for command in ("data", "summary", "plots", "check"):
+        with contextlib.suppress(SystemExit):
+            report.main([command])
+    printed, pages = "\n".join(capsys.readouterr()), [path.read_text() for path in copied.results.glob("*.md")]
+    assert words in printed and "concatenating them instead raises the accuracy of no variant" in "".join(pages)
+    earlier = "dropout was 0.05, is 0.0]" if new == "dropout=0" else ""
+    assert all((f" [of an earlier gn.py: {earlier}" in page) == (new != "(channels)") for page in pages)
 
 
 def test_plots_makes_all_figures_and_pages_again_from_the_saved_files_alone(copied):
@@ -73,7 +117,6 @@ def test_plots_makes_all_figures_and_pages_again_from_the_saved_files_alone(copi
     (lambda world: shutil.copy(world.results / "gn" / "model.pt", world.results / "ln"), "its weights"),
     (lambda world: rewrite(world.results / "gn" / "metrics.json", '"translate": 4', '"translate": 3'), "`make gn`"),
     (lambda world: rewrite(world.folder / "README.md", "| bn |", "| BN |"), "`make plots`"),
-    (lambda world: put(world.results, {"ablation.md": b"of other recipes"}), "`make ablation`"),
     (lambda world: os.truncate(world.results / "gn" / "model.pt", 100_000), "gn/model.pt"),
     (lambda world: shutil.rmtree(world.results), "`make all`")])
 def test_check_names_what_runs_did_not_leave(copied, capsys, damage, words):
@@ -107,13 +150,6 @@ def test_summary_prints_the_layers_the_budget_and_receptive_fields(world, capsys
     assert (x.grad.abs().sum((0, 1, 3)) > 0).sum() == 44  # rows that C10 depends on, far from the borders
 
 
-@pytest.mark.slow
-def test_the_published_pages_and_figures_are_those_of_the_published_results():
-    for path, text in report.pages(runs.published()).items():
-        assert path.read_text(encoding="utf-8") == text, path
-    assert all(module.plot(study.results_of(module)).axes for module in STUDIES)
-
-
 # --- Makefile, with a Python that only logs what it is asked to run ---
 
 SEEDS, PAGES = "-m studies.run seeds", ("-m studies.run norms", "-m tools.report pages")
@@ -123,10 +159,10 @@ TEST = "-m pytest -q -n 2 --dist worksteal test_common.py tests"
 def make(folder, line=""):
     """Call make on a copy of the Makefile in a folder, and return the commands that it ran, and its output."""
     shutil.copy(PROJECT / "Makefile", folder)
-    put(folder, {f"{name}.py": b"RECIPE = Recipe()\n" for name in SCRIPTS} | {"helper.py": b"", "log": b""})
-    put(folder, {"python": b'#!/bin/sh\n[ "$1" = -c ] || echo "$@" >> log\n'})
-    (folder / "python").chmod(0o755)
-    command = ["make", "VENV=no", "PYTHON=./python", *line.split()]
+    put(folder, {"bn.py": b"RECIPE = 1\n", "gn.py": b"RECIPE=1\n", "ln.py": b"if 1:\n  RECIPE: int = 1\n", "log": b"",
+                 "helper.py": b"# RECIPE = 1\n", "my python": b'#!/bin/sh\n[ "$1" = -c ] || echo "$@" >> log\n'})
+    (folder / "my python").chmod(0o755)
+    command = ["make", "VENV=0", "PYTHON=./my python", *line.split()]
     outer = {"MAKEFLAGS", "MAKELEVEL"}  # of `make test`
     env = {name: value for name, value in os.environ.items() if name not in outer}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
@@ -153,7 +189,8 @@ def test_make_alone_lists_every_target_and_clean_leaves_data_results_and_checkpo
     targets = [*SCRIPTS, *"help all seeds test test-all data summary plots check bench ablation clean".split()]
     targets += [f"study-{name.replace('_', '-')}" for name in ["augmentation", *map(study.name_of, STUDIES)]]
     assert commands == [] and {line.split()[1] for line in lines} == set(targets)
-    kept, removed = ["data", "results/bn", "results/.unfinished"], [".venv", "support/__pycache__"]
+    kept = ["data", "results/bn", "results/.unfinished", "results/studies/.unfinished"]
+    removed = [".venv", "support/__pycache__"]
     for name in kept + removed:
         put(tmp_path / name, {"file": b""})
     assert make(tmp_path, "clean")[0] == []
@@ -174,6 +211,9 @@ def shell(tmp_path):
     """Return a function that runs shell commands in a copy of the project with synthetic data and short runs."""
     ignored = shutil.ignore_patterns(".*", "data", "results", "tests")
     folder = shutil.copytree(PROJECT, tmp_path / "copy", ignore=ignored)
+    for path in folder.glob("*.py"):
+        path.unlink() if path.name != "common.py" else None
+    shutil.copytree(FROZEN, folder, ignore=ignored, dirs_exist_ok=True)
     for name, digest in make_files().md5.items():
         rewrite(folder / "support" / "cifar10.py", cifar10.MD5[name], digest)
     rewrite(folder / "common.py", "epochs: int = option(20,", "epochs: int = option(2,")
@@ -198,15 +238,41 @@ def test_a_script_of_ones_own_is_a_variant_by_being_there(shell):
     assert "rms.py" not in shell("make all JOBS=2")  # which was trained
     texts = [path.read_text(encoding="utf-8") for path in (shell.folder / "README.md", shell.results / "README.md")]
     assert all("| BN, % | GN, % | LN, % | RMS, % |" in text and "\n| rms | 1 |" in text for text in texts)
-    assert "## What a normalization does\n" in texts[1] and '"rms"' in (shell.studies / "norms.json").read_text()
+    assert "\n## RMS\n" in texts[1] and '"rms"' in (shell.studies / "norms.json").read_text()
+    assert "(norms.png)" in (shell.results / "studies.md").read_text(encoding="utf-8")
     assert "RMSNorm (norm)" in shell("rm results/*.png && make -j2 summary plots && ls results/norms.png")
     (shell.folder / "rms.py").unlink()
     assert "rms: there is no rms.py" in shell("make -j2 study-augmentation plots && make check")
-    assert "RMS" not in (shell.results / "README.md").read_text() and (shell.results / "rms" / "model.pt").exists()
+    assert "RMS" not in (shell.results / "README.md").read_text(encoding="utf-8") and (
+        shell.results / "rms" / "model.pt").exists()
     Image.new("RGB", (100, 60), "blue").save(shell.folder / "picture.png")
     put(shell.folder, {"show.py": code_of_readme("To classify pictures")})
     (answer,) = eval(shell("$PYTHON show.py"))
     assert set(answer) == set(cifar10.CLASSES) and sum(answer.values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_project_survives_edits_of_everything(shell):
+    def reports(*words):
+        text = shell("make -k summary plots check; cat results/README.md")
+        assert all(word in text for word in words), text
+
+    assert "agree with the saved results" in shell("make all check JOBS=2")
+    bn, gn, ln = (shell.folder / f"{name}.py" for name in SCRIPTS)
+    rewrite(bn, "norm=batch_norm", "norm=batch_norm, max_lr=1, weight_decay=0")
+    rewrite(gn, "(channels, groups):", "(channels):")
+    rewrite(ln, "GroupNorm(1, channels)", "GroupNorm(1, channels, affine=False)")
+    reports("another recipe than bn.py", "normalization of gn.py cannot be used", "of another network than")
+    rewrite(shell.folder / "common.py", '"C10": 32,', '"C10": 32, "c10b": 32,')
+    reports("widths must be 11 positive integers")
+    shell("PYTHONIOENCODING=ascii make bn")
+    reports("C8 C9 C10 c10b GAP c11` with fewer than 50,000 parameters (it has 49,722)", "49,722 parameters, fewer")
+    gn.write_text("RECIPE = (")
+    ln.unlink()
+    put(shell.folder, {"rms.py": code_of_readme("## Your own normalization")})
+    reports("gn.py cannot be loaded: SyntaxError", "there is no variant 'ln'", "No tested run: `make rms` trains it")
+    text = shell("make all", 2)
+    assert all(words in text for words in ("SyntaxError", "\n| bn | 1 | 49,722 |", "\n| rms | 1 |"))
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).with_name("scripts")))  # their bn, gn and ln, whatever becomes of the real ones
+
 import bn
 import common
 import gn
@@ -29,7 +31,7 @@ import ln
 from support import cifar10, files, runs
 
 SCRIPTS = {"bn": bn.RECIPE, "gn": gn.RECIPE, "ln": ln.RECIPE}
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT, FROZEN = Path(__file__).resolve().parents[1], Path(__file__).resolve().with_name("scripts")
 
 # --- Data ---
 
@@ -88,6 +90,13 @@ def put(folder, contents):
         (folder / name).write_bytes(data)
 
 
+def rewrite(path, old, new):
+    """Replace a text in a file, which must have it."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def truncate(data):
     """Return the first two thirds of bytes."""
     return data[: len(data) * 2 // 3]
@@ -119,9 +128,8 @@ def make_world(folder, patch):
     patch.setattr(files, "RESULTS", world.results)
     patch.setattr(cifar10, "MD5", world.md5)
     if not (folder / "README.md").exists():
-        blocks = "".join(f"<!-- {name}: x -->\n<!-- end of {name} -->\n" for name in ("results", "findings"))
-        scripts = {f"{name}.py": (PROJECT / f"{name}.py").read_bytes() for name in (*SCRIPTS, "common")}
-        put(folder, scripts | {"README.md": f"before\n{blocks}after\n".encode()})
+        scripts = {path.name: path.read_bytes() for path in [*FROZEN.glob("*.py"), PROJECT / "common.py"]}
+        put(folder, scripts | {"README.md": b"before\n<!-- results: x -->\n<!-- end of results -->\nafter\n"})
     return world
 
 
@@ -219,7 +227,9 @@ def what_is_left(world, name):
 
 def child(world, code, **options):
     """Start a Python process with the folders and the data set of a world, common and bn imported."""
-    setup = f"""import pathlib, common, bn, gn, ln
+    setup = f"""import pathlib, sys
+sys.path.insert(0, {str(FROZEN)!r})
+import common, bn, gn, ln
 from support import cifar10, files, runs
 files.ROOT, files.DATA, files.RESULTS = map(pathlib.Path, {[str(world.folder), str(world.data), str(world.results)]})
 cifar10.MD5 = {world.md5}

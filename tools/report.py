@@ -1,25 +1,33 @@
-"""The published pages, made from results/ alone: tables, figures, and the check that they and the weights agree."""
+"""The report and the other pages, made from results/ alone, and the check that they and the weights agree."""
 
 import argparse
 import re
 import statistics
 
 import common
-from studies import ablation
+from studies import ablation, connections, dropout
 from studies.run import STUDIES
-from studies.study import markdown, name_of, percent, plot_study, results_of, title_of
+from studies.study import accuracies, by_cell, gaps, markdown, name_of, origin, plot_study, results_of, title_of
 from support import cifar10, cli, files, inspection, plots, runs
 from support.files import RunError, write_file
-from support.plots import mean_and_sd
+from support.plots import mean_and_sd, percent
 from tools import bench
 
 REFERENCES = [  # test accuracy in percent as the authors report it; the budget of the first two is the assignment's
-    ("best public answer to the assignment that we found", {"bn": "81.7", "gn": "75.0", "ln": "73.7"},
-     "< 50,000", "≤ 20", "test set"),
     ("the assignment's course notes (validation accuracy)", {"bn": "76", "gn": "70", "ln": "–"},
      "< 50,000", "≤ 20", "early stopping"),
+    ("best public answer to the assignment that we found", {"bn": "81.7", "gn": "75.0", "ln": "73.7"},
+     "< 50,000", "≤ 20", "test set"),
     ("MLPerf Tiny's quality target (not a result), and its reference network", {"bn": "85"}, "78,000", "500", ""),
 ]
+NAMES = {"bn": "Batch Normalization", "gn": "Group Normalization", "ln": "Layer Normalization"}
+LINKS = """\
+- Batch normalization: [Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)
+- Group normalization: [Wu and He 2018](https://arxiv.org/abs/1803.08494)
+- Layer normalization: [Ba, Kiros and Hinton 2016](https://arxiv.org/abs/1607.06450)
+- Instance normalization: [Ulyanov, Vedaldi and Lempitsky 2016](https://arxiv.org/abs/1607.08022)
+- All four explained: [annotated implementations by labml](https://nn.labml.ai/normalization/index.html)
+"""
 
 
 # --- Tables ---
@@ -31,118 +39,165 @@ def runs_table(groups):
             "train loss", "val loss", "**test loss**", "best class", "worst class", "minutes")
     rows = []
     for group in groups:
-        first = group[0]
-        every = {key: [run[key] for run in group] for key in first}
+        every = {key: [run[key] for run in group] for key in group[0]}
         epochs = ", ".join(sorted({f"{run['epochs']} ({run['best_epoch']})" for run in group}))
-        tested = [run["per_class_accuracy"] for run in group if run["per_class_accuracy"]]
-        classes = {name: statistics.mean(accuracy[name] for accuracy in tested) for name in cifar10.CLASSES
-                   if len(tested) == len(group)}
-        extremes = [choose(classes, key=classes.get) for choose in (max, min)] if classes else []
+        best, worst = extreme_classes(group)
         rows.append([
-            first["run"], str(len(group)), f"{first['parameters']:,}", epochs,
+            group[0]["run"], str(len(group)), f"{group[0]['parameters']:,}", epochs,
             percent(every["train_accuracy"]), percent(every["val_accuracy"]), f"**{percent(every['test_accuracy'])}**",
             *(mean_and_sd(every[f"{part}_loss"], "{:.3f}") for part in ("train", "val")),
-            f"**{mean_and_sd(every['test_loss'], '{:.3f}')}**",
-            *([f"{name} {classes[name]:.1%}" for name in extremes] or "––"),
+            f"**{mean_and_sd(every['test_loss'], '{:.3f}')}**", best, worst,
             f"{statistics.mean(every['seconds']) / 60:.0f}"])
     everything = [run for group in groups for run in group]
     images = sorted({f"{run['train_images']:,}" for run in everything})
     machines = sorted({f"{run['device']}, {run['threads']} thread{'s' * (run['threads'] > 1)}, {run['precision']}, "
                        f"torch {run['torch']}" for run in everything})
-    seeds = ", ".join(map(str, sorted({run["seed"] for run in everything})))
     memory = max(run["peak_memory_mb"] for run in everything) / 1000
-    how = ("One run each, seed" if all(len(group) == 1 for group in groups) else
-           "Mean ± sample standard deviation of n runs, seeds")
     return markdown(head, rows) + (
-        f"\n{how} {seeds}, on {' or '.join(images)} training images ({'; '.join(machines)}). The best epoch has "
+        "\nMean ± sample standard deviation of n runs with different seeds, on "
+        f"{' or '.join(images)} training images ({'; '.join(machines)}). The best epoch has "
         "the lowest validation loss; each run evaluates the test images once, after training. Losses are cross-entropy "
         "in nats; training loss and accuracy are those of the saved weights without augmentation. Minutes are those of "
         f"training and testing; a run used at most {memory:.2f} GB of memory.\n")
 
 
+def extreme_classes(group):
+    """Return the most and the least accurate class of a group of runs with its mean accuracy, as texts."""
+    if not all(run["per_class_accuracy"] for run in group):
+        return "–", "–"
+    mean = {name: statistics.mean(run["per_class_accuracy"][name] for run in group) for name in cifar10.CLASSES}
+    return [f"{name} {mean[name]:.1%}" for name in (max(mean, key=mean.get), min(mean, key=mean.get))]
+
+
 def references_table(groups):
     """Return a table of our test accuracy next to the figures of others."""
     names = runs.variants()
-    ours = {group[0]["variant"]: f"**{percent([run['test_accuracy'] for run in group])}**" for group in groups}
-    parameters = " or ".join(sorted({f"{group[0]['parameters']:,}" for group in groups}))
-    counts = sorted({len(group) for group in groups})
-    count = f"mean of {' or '.join(map(str, counts))} seeds" if counts != [1] else "one seed"
-    rows = [[f"this project ({count})", *(ours.get(name, "–") for name in names), parameters,
-             str(groups[0][0]["recipe"]["epochs"]), "validation set"]]
-    rows += [[who, *(cells.get(name, "") for name in names), *rest] for who, cells, *rest in REFERENCES]
+    by_name = {group[0]["variant"]: group for group in groups}
+    cells = [f"**{percent([run['test_accuracy'] for run in by_name[name]])}** (n = {len(by_name[name])})"
+             if name in by_name else "–" for name in names]
+    parameters, epochs = (" / ".join(dict.fromkeys(f"{value:,}" for value in values)) for values in (
+        [group[0]["parameters"] for group in groups], [group[0]["recipe"]["epochs"] for group in groups]))
+    rows = [["this project (mean of n seeds)", *cells, parameters, epochs, "validation set"]]
+    rows += [[who, *(values.get(name, "") for name in names), *rest] for who, values, *rest in REFERENCES]
     return markdown(["", *(f"{name.upper()}, %" for name in names), "parameters", "epochs", "epoch chosen on"], rows)
 
 
-def confusions_table(groups):
-    """Return a table of the three largest confusions of each variant's own run."""
-    rows = []
-    for group in groups:
-        folder = files.RESULTS / group[0]["run"]
-        if (folder / "predictions.pt").exists():
-            counts = plots.confusion_counts(runs.load_tensors(folder, "predictions")).fill_diagonal_(0)
-            pairs = [divmod(index, len(counts)) for index in counts.flatten().topk(3).indices.tolist()]
-            rows.append([group[0]["variant"].upper(), *(
-                f"{cifar10.CLASSES[true]} → {cifar10.CLASSES[predicted]}: {counts[true, predicted]}"
-                for true, predicted in pairs)])
-    return markdown(["largest confusions", "first", "second", "third"], rows)
+# --- The report ---
 
 
-# --- Pages ---
+def report(groups):
+    """Return a report on groups of runs in the form of the assignment's course notes, as Markdown."""
+    found = {group[0]["variant"]: group for group in groups}
+    parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the saved runs. Numbers are "
+             "of the run whose figures are shown; brackets have the mean ± standard deviation of n seeds.\n"]
+    for variant in dict.fromkeys([*NAMES, *runs.variants()]):
+        parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
+        parts.append(section(found[variant]) if variant in found else
+                     f"{runs.script_error(variant) or f'No tested run: `make {variant}` trains it'}.\n")
+    parts.append(f"## The variants next to each other\n\n{references_table(groups)}\n{runs_table(groups)}\n"
+                 "![Validation loss and accuracy of the variants per epoch](comparison.png)\n")
+    lines = []
+    for study in STUDIES:
+        results, target = results_of(study), f"`make study-{name_of(study).replace('_', '-')}`"
+        text = study.finding(results) if results else f"not measured yet, {target} does that"
+        lines.append(f"- {title_of(study)}: {' '.join(text.split()).rstrip('.')}{origin(study)}.\n")
+    return "\n".join([*parts, "## Findings\n\nFrom [the studies](studies.md), which show the figures and tables.\n",
+                      "".join(lines), f"## Links\n\n{LINKS}"])
 
 
-def pages(groups):
-    """Return the pages that results/ yields, {path: text}. Raises RunError if README.md lacks a marker."""
-    complete = [(study, results) for study in STUDIES if (results := results_of(study))]
-    findings = [f"- {title_of(study)}: {study.finding(results)}." for study, results in complete]
-    readme, tables = files.ROOT / "README.md", f"{references_table(groups)}\n{runs_table(groups)}"
-    texts = {readme: readme_with(readme.read_text(encoding="utf-8"), results=tables, findings="".join(
-                 f"{' '.join(finding.split())}\n" for finding in findings)),
-             files.RESULTS / "README.md": results_page(groups, tables, complete),
-             files.RESULTS / "bench.md": bench.saved_page(), files.RESULTS / "ablation.md": ablation.page()}
-    return {path: text for path, text in texts.items() if text}
+def section(group):
+    """Return the sections Target, Results and Misclassified images of a variant, from the runs of its seeds."""
+    run, name = group[0], group[0]["run"]
+    recipe, best, history = run["recipe"], run["best_epoch"], run["history"]
+    layers = " ".join(common.LAYERS)
+    special = [f"normalized by `{recipe['norm']}`"]
+    special += [f"groups of channels: {recipe['groups']}"] * (recipe["groups"] is not None)
+    special += [f"dropout: {recipe['dropout']:g} after {recipe['dropout_after']}"] * bool(recipe["dropout"])
+
+    def mean(key, text="{:.2f}", scale=100):
+        many = f" [{mean_and_sd([scale * run[key] for run in group], text)}, n = {len(group)}]" * (len(group) > 1)
+        return f"{text.format(scale * run[key])}{' %' * (scale == 100)}{many}"
+
+    lines = [f"- {title} accuracy {mean(f'{part}_accuracy')}, loss {mean(f'{part}_loss', '{:.3f}', 1)}"
+             for part, title in (("train", "Training"), ("val", "Validation"), ("test", "Test"))
+             if run[f"{part}_accuracy"] is not None]
+    if run["test_accuracy"] is not None:
+        counts = plots.confusion_counts(runs.load_tensors(files.RESULTS / name, "predictions")).fill_diagonal_(0)
+        pairs = [divmod(index, len(counts)) for index in counts.flatten().topk(3).indices.tolist()]
+        confusions = [f"{cifar10.CLASSES[a]} → {cifar10.CLASSES[b]}: {counts[a, b]}" for a, b in pairs]
+        lines += ["- Best class: {}; worst class: {}".format(*extreme_classes([run])),
+                  f"- Largest confusions of test images: {', '.join(confusions)}"]
+    lines.append(f"- Early stopping: after epoch {run['epochs']}, since the validation loss had not fallen for "
+                 f"{recipe['patience']} epochs; best epoch {best}" if run["stopped_early"] else
+                 f"- Early stopping did not come: the lowest validation loss, {history['val_loss'][best - 1]:.3f}, was "
+                 f"reached in epoch {best} of {run['epochs']}")
+    lines += [effect(dropout, run["variant"], "Dropout", {rate: f"rate {rate:g}" for rate in dropout.RATES}),
+              effect(connections, run["variant"], "Adding layers", connections.NAMES)]
+    figures = [f"![{title} of {name}]({name}/{file}.png)\n" for title, file in (
+        ("Loss and accuracy per epoch", "curves"), ("Confusion matrix", "confusion"), ("Mistakes", "misclassified"))]
+    figures = figures if run["test_accuracy"] is not None else [figures[0], "", "This run was not tested.\n"]
+    return "\n".join([
+        f"### Target\n\nTrain the network `{layers}` with fewer than {common.MAX_PARAMETERS:,} parameters (it has "
+        f"{run['parameters']:,}) in at most {common.MAX_EPOCHS} epochs (here {recipe['epochs']}, on "
+        f"{run['train_images']:,} images), {'; '.join(special)}.\n",
+        "### Results\n", *lines, "", *figures[:2], "### Misclassified images\n", figures[2]])
 
 
-def results_page(groups, tables, complete):
-    """Return results/README.md: the tables, the figures of each variant's own run, and a section for each study."""
-    parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the files of the runs.\n",
-             tables, "![Validation loss and accuracy of the variants per epoch](comparison.png)\n",
-             confusions_table(groups)]
+def effect(study, variant, title, names):
+    """Return a line on what a study measured for a variant, or on how to measure it."""
+    cells = {names[x]: group for (line, x), group in (by_cell(study) or {}).items() if line == variant}
+    if not cells:
+        return f"- {title}: not measured for this variant" + f": `make study-{name_of(study)}`" * (variant in NAMES)
+    values = [f"{x} {mean_and_sd(accuracies(group))} % ({mean_and_sd(gaps(group))})" for x, group in cells.items()]
+    images = next(iter(cells.values()))[0]["train_images"]
+    return (f"- {title} ([study](studies.md), {images:,} images): validation accuracy, and in brackets training minus "
+            f"validation accuracy in points: {'; '.join(values)}{origin(study, variant)}")
+
+
+def studies_page():
+    """Return results/studies.md, with a section for each study."""
+    parts = ["# Studies\n\nOne question each, with what theory expects. Written from the files in results/studies/.\n"]
     if (files.RESULTS / "augmentation.png").exists():
         parts.append("## What the network sees in training\n\n![The first image of each class, original and augmented]"
                      "(augmentation.png)\n\nPlotted by `make study-augmentation`.\n")
-    for group in groups:
-        name = group[0]["run"]
-        parts.append(f"## {name}\n\n![Loss and accuracy of {name} per epoch]({name}/curves.png)\n\n"
-                     f"![Confusion matrix of {name}]({name}/confusion.png)\n\n"
-                     f"![Misclassified test images of {name}]({name}/misclassified.png)\n")
-    for study, results in complete:
-        finding, setting = (text.replace("\n", " ") for text in (study.finding(results), study.SETTING))
+    for study in STUDIES:
         name, paragraphs = name_of(study), study.__doc__.strip().split("\n\n")[1:]
         theory = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        parts.append(f"## {title_of(study)}\n\n{theory}\n\n![{finding}]({name}.png)\n\n{finding} ({setting}; "
-                     f"`make study-{name.replace('_', '-')}`).\n\n{study.table(results)}")
+        results, target = results_of(study), f"`make study-{name.replace('_', '-')}`"
+        parts.append(f"## {title_of(study)}\n\n{theory}\n")
+        if results:
+            finding, setting = (text.replace("\n", " ") for text in (study.finding(results), study.SETTING))
+            parts.append(f"![{finding}]({name}.png)\n\n{finding} ({setting}; {target}).{origin(study)}\n\n"
+                         f"{study.table(results)}")
+        else:
+            parts.append(f"Not measured yet: {target}.\n")
     return "\n".join(parts)
 
 
-def readme_with(text, **blocks):
-    """Return README.md with its generated blocks replaced. Raises RunError without their markers."""
-    for name, lines in blocks.items():
-        found = re.search(f"<!-- {name}: [^\n]*-->\n(.*)<!-- end of {name} -->", text, re.DOTALL)
-        if not found:
-            raise RunError(f"README.md must have the two markers of the block of {name}")
-        text = text[: found.start(1)] + lines + text[found.end(1):]
-    return text
+def pages():
+    """Return the pages that results/ yields, {path: text}. Raises RunError if README.md lacks its markers."""
+    groups, readme = runs.published(), files.ROOT / "README.md"
+    if not groups:
+        raise RunError("nothing to compare yet: type `make all`")
+    text = readme.read_text(encoding="utf-8")
+    block = re.search("<!-- results: [^\n]*-->\n(.*)<!-- end of results -->", text, re.DOTALL)
+    if not block:
+        raise RunError("README.md must have the two markers of the block of results")
+    table = f"{references_table(groups)}\n{runs_table(groups)}"
+    texts = {readme: text[: block.start(1)] + table + text[block.end(1):], files.RESULTS / "README.md": report(groups),
+             files.RESULTS / "studies.md": studies_page(), files.RESULTS / "bench.md": bench.saved_page(),
+             files.RESULTS / "ablation.md": ablation.page(origin(ablation))}
+    return {path: text for path, text in texts.items() if text}
 
 
 def write_pages():
-    """Write comparison.png, the figure of the normalizations and the pages, and print the tables."""
-    groups = runs.published()
-    if not groups:
-        raise RunError("nothing to compare yet: type `make all`")
+    """Write comparison.png and all pages, and print the tables and which runs were left out."""
+    texts, groups = pages(), runs.published()
     plots.plot_comparison(groups, files.RESULTS / "comparison.png")
-    for path, text in pages(groups).items():
+    for path, text in texts.items():
         write_file(path, text.encode())
     print(f"{references_table(groups)}\n{runs_table(groups)}")
+    print(*runs.left_out(groups), f"see {files.RESULTS / 'README.md'}", sep="\n")
 
 
 def plot_all():
@@ -156,24 +211,35 @@ def plot_all():
     write_pages()
 
 
+def show(args):
+    """Write a report on the variants' runs with the flags `args`, results/README-<flags>.md, and print its table."""
+    names = [cli.parse_args(runs.load_script(variant), args)[1].run for variant in runs.variants()]
+    if names == runs.variants():  # flags that change nothing
+        return write_pages()
+    groups = [[runs.read(files.RESULTS / name)] for name in names]
+    path = files.RESULTS / f"README-{max(name.partition('-')[2] for name in names)}.md"
+    plots.plot_comparison(groups, path.with_suffix(".png"))
+    write_file(path, report(groups).replace("(comparison.png)", f"({path.stem}.png)").encode())
+    print(f"{runs_table(groups)}\nsee {path}")
+
+
 # --- Check, and smaller commands ---
 
 
 def check():
-    """Evaluate all saved weights on the test set again, and compare the pages with the saved results."""
-    folders = runs.folders()
-    if not folders:
-        raise RunError(f"there is nothing to check in {files.RESULTS}: type `make all`")
-    test_set = cifar10.load("test")
-    for folder in folders:
-        check_run(folder, test_set)
-    texts = pages(runs.published())
+    """Evaluate all saved weights on the test set again, compare the pages, and name all that does not agree."""
+    texts, test_set, problems = pages(), cifar10.load("test"), []
+    for folder in runs.folders():
+        try:
+            check_run(folder, test_set)
+        except RunError as error:
+            problems.append(f"{folder.name}: {error}")
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            raise RunError(f"{path} does not agree with the saved results: type `make plots`")
-    if (files.RESULTS / "ablation.md").exists() and files.RESULTS / "ablation.md" not in texts:
-        raise RunError("results/ablation.md is about other recipes than those of the scripts: type `make ablation`")
-    print(f"{', '.join(str(path.relative_to(files.ROOT)) for path in texts)}: agree with the saved results")
+            problems.append(f"{path} does not agree with the saved results: type `make plots`")
+    if problems:
+        raise RunError("\n  ".join(["this does not agree:", *problems]))
+    print("README.md and the pages in results/ agree with the saved results")
 
 
 def check_run(folder, test_set):
@@ -182,15 +248,15 @@ def check_run(folder, test_set):
     if metrics["variant"] not in runs.variants():
         return print(f"{folder.name}: there is no {metrics['variant']}.py, so it is left out of the pages")
     if folder.name == metrics["variant"] and runs.recipe_of(metrics) != runs.load_script(folder.name):
-        raise RunError(f"{folder} has another recipe than {folder.name}.py: type `make {folder.name}`")
+        raise RunError(f"another recipe than {folder.name}.py's: type `make {folder.name}`")
     if metrics["test_accuracy"] is None or not (folder / "model.pt").exists():
         return print(f"{folder.name}: has no weights or was not tested")
     loss, accuracy, _ = common.evaluate(common.load_model(folder), *test_set)
     change = round(abs(accuracy - metrics["test_accuracy"]) * len(test_set[0]))
     print(f"{folder.name}: test accuracy {accuracy:.2%}, loss {loss:.4f}; correct answers differ by {change}")
     if change > 10 or not abs(loss - metrics["test_loss"]) <= 1e-3:
-        raise RunError(f"{folder.name}: saved test accuracy {metrics['test_accuracy']:.2%}, loss "
-                       f"{metrics['test_loss']:.4f}, but its weights do not reach that here")
+        raise RunError(f"saved test accuracy {metrics['test_accuracy']:.2%}, loss {metrics['test_loss']:.4f}, but its "
+                       "weights do not reach that here")
 
 
 def summary():
@@ -199,8 +265,12 @@ def summary():
                for name, (field, jump) in inspection.receptive_fields(common.LAYERS).items()}
     columns["(var_name)"] = f"{'Receptive field':>16}{'Jump':>8}"
     for variant in runs.variants():
-        info = inspection.summarize(common.build_model(runs.load_script(variant)))
         print(f"{variant}.py")
+        try:
+            info = inspection.summarize(common.build_model(runs.load_script(variant)))
+        except RunError as error:
+            print(error)
+            continue
         for line in str(info).splitlines():
             print(line.ljust(140) + next((text for layer, text in columns.items() if layer in line), ""))
         print(f"{info.total_params:,} parameters, fewer than {common.MAX_PARAMETERS:,}; receptive field and jump in "
@@ -211,12 +281,6 @@ def data():
     """Download the data set if it is missing, and check it."""
     images = sum(len(cifar10.load(split)[0]) for split in ("train", "test"))
     print(f"data: {images:,} images in {files.DATA}, all digests right")
-
-
-def show(args):
-    """Print the table of the variants' runs with the flags `args`."""
-    names = [cli.parse_args(runs.load_script(variant), args)[1].run for variant in runs.variants()]
-    print(runs_table([[runs.read(files.RESULTS / name)] for name in names]))
 
 
 def main(argv=None):
