@@ -6,9 +6,11 @@ A script hands its Recipe to main(). Importing this file changes nothing and dow
 is in support/: command line, data set on disk, files, figures.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -53,10 +55,8 @@ class Recipe:
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
     optimizer: str = option("Muon", "optimizer; Muon for the filters, and SGD for the rest", tuple(OPTIMIZERS))
-    max_lr: float = option(None, "peak learning rate of the filters; the default depends on the optimizer", "(0, inf)",
-                           float)
-    aux_lr: float = option(None, "peak learning rate of normalization parameters and c11; default likewise", "(0, inf)",
-                           float)
+    max_lr: float = option(None, "peak learning rate of the filters; by optimizer", "(0, inf)", float)
+    aux_lr: float = option(None, "peak learning rate of norm parameters and c11; by optimizer", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
     decay_power: float = option(2.0, "exponent of the learning-rate decay (1 = linear)", "(0, inf)")
     center_filters: bool = option(False, "subtract each filter's mean after every Muon step")
@@ -70,6 +70,12 @@ class Recipe:
     patience: int = option(8, "epochs without a lower validation loss before training stops", "[1, inf)")
 
     def __post_init__(self):
+        is_running = getattr(sys.modules["__main__"], "__file__", None) == self.script  # then without a traceback
+        with cli.exit_on_error(Path(self.script).name) if is_running else contextlib.nullcontext():
+            self.check()
+
+    def check(self):
+        """Fill in the optimizer's defaults, convert numbers and lists, and raise RecipeError for invalid values."""
         defaults = OPTIMIZERS.get(self.optimizer, ())
         for name, default in zip(("max_lr", "aux_lr", "weight_decay"), defaults, strict=False):
             if getattr(self, name) is None:

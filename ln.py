@@ -8,10 +8,12 @@ Why not nn.LayerNorm((C, H, W))? It computes the same statistics, but learns a w
 element: 2*C*H*W parameters. For 16 channels at 32x32 that is 32,768 in one layer, of the 50,000 that the whole
 network may have.
 
-LN does not remove per-channel offsets that all images share. Activations are mostly positive in a fresh network, so a
-filter whose weights do not add up to zero answers every image with a large constant. Batch normalization subtracts
-it, channel by channel; here it stays. So filters keep a mean of zero here and in gn.py (`--no-center-filters` lets them
-have any). In 20 epochs both also end better with lower learning rates than bn.py's (results/ablation.md).
+LN does not remove per-channel offsets that all images share: a filter whose weights do not add up to zero answers
+positive activations, as in most of a fresh network, with a constant. Batch normalization subtracts it, channel by
+channel; here it stays. So filters keep a mean of zero here and in gn.py (`--no-center-filters` lets them have any).
+That, and learning rates below bn.py's, were chosen by few runs (results/ablation.md, results/tried.md).
+
+In transformers and ConvNeXt, "layer normalization" is another thing: it runs over the channels of each position alone.
 
 Training and evaluation do the same: no image affects another, and no running averages are needed. Channels do affect
 each other: one with large activations makes all the others smaller.

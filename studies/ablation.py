@@ -72,8 +72,9 @@ def page(note):
         f"trained with `{FLAGS}`: validation accuracy, its difference from the recipe's mean in percentage points, and "
         f"validation loss. The recipe itself is trained with seeds {', '.join(map(str, SEEDS))} (mean ± standard "
         "deviation), a change with seed 0 alone: a difference below twice that deviation says little. Short runs say "
-        "little about regularization, such as translation and cutout. [tried.md](tried.md) lists what else was "
-        f"tried.{note}\n")]
+        "little about regularization, such as translation and cutout. The rows of SGD in gn and ln also drop centered "
+        "filters, and their learning rate is not the best for SGD: they do not show what Muon is worth. "
+        f"[tried.md](tried.md) lists what else was tried.{note}\n")]
     head = ["", "MACs, M", "validation accuracy, %", "validation loss", "difference"]
     for variant, changes in CHANGES.items():
         recipe = groups[variant, None]

@@ -1,8 +1,7 @@
 """What the network sees in training.
 
-Random translation, mirroring and cutout make other images of the same class out of each training image, so that
-50,000 parameters have less to memorize. Translation shrinks from epoch to epoch, so that training ends on images that
-are placed as those of the test. Flags of a script show other choices: `make study-augmentation ARGS="--cutout 16"`.
+Random translation, mirroring and cutout make other images of the same class, so that there is less to memorize.
+Translation shrinks from epoch to epoch, so that training ends on images that are placed as those of the test.
 """
 
 import sys

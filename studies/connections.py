@@ -4,11 +4,10 @@ The assignment asks to try adding one layer to another. Added to its output, a l
 unchanged, and gradients earlier ones: deep networks train better (He et al. 2016, "Deep Residual Learning for Image
 Recognition"), but one of 10 convolutions with norms hardly needs that. Concatenated, outputs are used again by every
 later layer of their block, so few filters make many channels (Huang et al. 2017, "Densely Connected Convolutional
-Networks"): with so few parameters, that should help most. Those blocks are C1 C2, C4 to C6, and C8 to C10; c3 P1 and c7
-P2, a 1x1 convolution and a pool, are their transitions. All three ways have about as many parameters; their widths and
-learning rates were chosen by validation. The cost of a step is timed with all networks taking turns.
-
-The scripts add: to concatenate takes longer, so it would have to be clearly more accurate for every norm.
+Networks"): with so few parameters, that should help most. Those blocks are C1 C2, C4 to C6, and C8 to C10. All three
+ways have about as many parameters; their widths and learning rates were chosen by validation. The runs with added
+layers are those published, of another version of torch (2.15.0) than the others (2.14.1). The scripts add: to
+concatenate takes longer, so it would have to be clearly more accurate for every norm.
 """
 
 import statistics

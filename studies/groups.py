@@ -3,7 +3,8 @@
 Group norm with one group is layer norm, with a group for each channel instance norm. Wu and He 2018, "Group
 Normalization", found 32 groups, or 16 channels in each, best for a large network on ImageNet, and both ends of the
 family worse. Instance norm (Ulyanov et al. 2016) takes from each channel its mean over an image, much of what global
-average pooling would have seen of it, so it should fall far behind. Batch norm and no norm are shown for comparison.
+average pooling would have seen of it, so it should fall far behind. No norm is handicapped: Muon keeps the norms of
+filters, which only normalization justifies, and it has batch norm's learning rates.
 """
 
 import statistics

@@ -1,8 +1,10 @@
 """How high the learning rate may be.
 
-Ioffe and Szegedy 2015, "Batch Normalization", promise that it "enables higher learning rates": however large a step
-makes a filter, the norm undoes its length. That holds for every norm, so all three should bear higher rates than no
-norm; Bjorck et al. 2018, "Understanding Batch Normalization", find in that the main part of batch norm's advantage.
+Ioffe and Szegedy 2015, "Batch Normalization", promise that it "enables higher learning rates": normalization undoes the
+scale of filters. Batch norm undoes that of each filter, group norm and layer norm only that of all filters of a group
+or a layer together (Ba et al. 2016, table 1). Bjorck et al. 2018, "Understanding Batch Normalization", see the main
+advantage of batch norm in that. The rate here drives c11 and the affine parameters, too, which no normalization
+protects; and the weights that "no norm" starts from suit neither it nor high rates.
 """
 
 import statistics
@@ -15,7 +17,7 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 FRACTION = 0.8  # of a line's best accuracy: more than that counts as still trained
 FLAGS = ("--train-images 10000 --epochs 3 --no-test --dropout 0 --ema-decay 0 --optimizer SGD --weight-decay 0 "
          "--no-center-filters")
-SETTING = "10,000 training images, 3 epochs of plain SGD, 2 seeds; crosses: diverged, plotted at chance"
+SETTING = "10,000 images, 3 epochs of SGD with momentum and the usual schedule, 2 seeds; crosses: diverged, at chance"
 
 
 def plan():

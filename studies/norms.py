@@ -57,10 +57,7 @@ def measure():
 
 
 def shared_statistics(variant):
-    """Return on which elements of a cube (N, C, H*W) the output at its front upper one depends, as a bool tensor.
-
-    Groups have two channels. None if the layer does not work with so few channels.
-    """
+    """Return on which elements of a cube the output at the first depends, bool (N, C, H*W); None if it cannot run."""
     x = torch.randn(*CUBE, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
     try:
         recipe = runs.load_script(variant)

@@ -37,8 +37,7 @@ def main(argv=None):
         if hasattr(module, "plan"):
             study.run_missing(module, options)
         if hasattr(module, "measure") and not options.list:
-            numbers, path = module.measure(), study.results_file(module, "json")
-            files.write_file(path, runs.to_json(numbers))
+            files.write_file(study.results_file(module, "json"), runs.to_json(module.measure()))
         if hasattr(module, "plot") and not options.list:
             print(study.plot_study(module) or "nothing to plot yet: type `make all`")
 

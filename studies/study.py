@@ -40,11 +40,6 @@ def name_of(study):
     return study.__name__.rpartition(".")[2]
 
 
-def title_of(study):
-    """Return the first line of a study's docstring, without its full stop."""
-    return study.__doc__.partition("\n")[0].rstrip(".")
-
-
 def results_of(study):
     """Return the results of a study from the saved files, or None if something is missing. Raises RunError."""
     if hasattr(study, "measure") and not measured(study):

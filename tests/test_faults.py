@@ -83,5 +83,5 @@ os.environ["{machine.PARENT}"] = str(os.getpid())
 time.sleep(60) if os.fork() else common.main(bn.RECIPE, ["--device", "cpu", "--batch-size", "1"])""")
     process.stdout.readline()
     process.kill()
-    _, errors = process.communicate(timeout=5)  # both processes hold this pipe
+    _, errors = process.communicate(timeout=30)  # both processes hold this pipe
     assert errors == "bn.py: interrupted; run the same command again to resume\n"

@@ -259,6 +259,8 @@ def test_a_copy_of_the_project_survives_edits_of_everything(shell):
 
     assert "agree with the saved results" in shell("make all check JOBS=2")
     bn, gn, ln = (shell.folder / f"{name}.py" for name in SCRIPTS)
+    for script in (bn, gn, ln):
+        rewrite(script, "widths=WIDTHS, ", "")
     rewrite(bn, "norm=batch_norm", "norm=batch_norm, max_lr=1, weight_decay=0")
     rewrite(gn, "(channels, groups):", "(channels):")
     rewrite(ln, "GroupNorm(1, channels)", "GroupNorm(1, channels, affine=False)")
