@@ -6,11 +6,9 @@ A script hands its Recipe to main(). Importing this file changes nothing and dow
 is in support/: command line, data set on disk, files, figures.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -40,14 +38,14 @@ OPTIMIZERS = {  # of the filters -> defaults: max_lr, aux_lr, weight_decay
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(cli.Options):
     """All choices of a script. Numbers may be written as int or float. Raises RecipeError for invalid values."""
 
     script: str  # the script's file, __file__; its name is the variant's
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "groups of channels, or 'channels': one each", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", f"layers that dropout follows, out of {' '.join(CONVOLUTIONS)}")
+    dropout_after: str = option("c3 c7 C10", "layers that dropout follows", CONVOLUTIONS)
     skip: str = option("add", "how skip connections combine a layer's input and output", ("none", "add", "concat"))
     widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of the convolutions",
                                      parse=cli.integers)
@@ -69,11 +67,6 @@ class Recipe:
     flip: bool = option(True, "mirror half of the training images, chosen again in each epoch")
     patience: int = option(8, "epochs without a lower validation loss before training stops", "[1, inf)")
 
-    def __post_init__(self):
-        is_running = getattr(sys.modules["__main__"], "__file__", None) == self.script  # then without a traceback
-        with cli.exit_on_error(Path(self.script).name) if is_running else contextlib.nullcontext():
-            self.check()
-
     def check(self):
         """Fill in the optimizer's defaults, convert numbers and lists, and raise RecipeError for invalid values."""
         defaults = OPTIMIZERS.get(self.optimizer, ())
@@ -85,12 +78,6 @@ class Recipe:
             raise RecipeError(f"groups must be a positive integer or 'channels', got {self.groups!r}")
         if len(self.widths) != len(CONVOLUTIONS) or not all(type(n) is int and n > 0 for n in self.widths):
             raise RecipeError(f"widths must be {len(CONVOLUTIONS)} positive integers, got {self.widths}")
-        if not set(self.dropout_after.split()) <= set(CONVOLUTIONS):
-            raise RecipeError(f"dropout_after must be out of {' '.join(CONVOLUTIONS)}, got {self.dropout_after!r}")
-
-    @property
-    def variant(self):
-        return Path(self.script).stem
 
     def replace(self, **changes):
         """Return a recipe with changes; another optimizer brings its own learning rates and weight decay."""
@@ -221,10 +208,7 @@ def convolution(name, in_channels, out_channels, recipe):
 
 
 def build_model(recipe):
-    """Return the network of a recipe with random weights from torch's global generator.
-
-    Raises RecipeError for MAX_PARAMETERS parameters or more, and if its normalization cannot be built or used.
-    """
+    """Return the network of a recipe with random weights. Raises RecipeError if it is too large or cannot be used."""
     try:
         model = Network(recipe)
         if (parameters := sum(p.numel() for p in model.parameters())) < MAX_PARAMETERS:
@@ -343,8 +327,8 @@ def one_cycle(step, steps, recipe):
 def build_average(model, decay, scheduler):
     """Return the exponential moving average (EMA) of a network's weights and running statistics.
 
-    Step by step it moves by max(1 - decay, 10 / (10 + step)). Polyak and Juditsky 1992, "Acceleration of Stochastic
-    Approximation by Averaging"; theirs is a plain mean.
+    A step moves it by max(1 - decay, 10 / (10 + step)). A plain mean: Polyak and Juditsky 1992, "Acceleration of
+    Stochastic Approximation by Averaging".
     """
     def move(averages, values, _):  # a list per data type; batch norm's count of batches is an integer
         if averages[0].is_floating_point():
@@ -397,10 +381,7 @@ class Training:
 
 
 def train(training, val_set, save=lambda state: None):
-    """Train until the last epoch, or until the validation loss has not fallen for `patience` epochs.
-
-    Calls `save` with the state after every epoch. Returns training.best_weights. Raises Diverged.
-    """
+    """Train to the last epoch or early stopping, call `save` after each, and return best_weights. Raises Diverged."""
     recipe, history = training.recipe, training.history
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         best = min(history, key=lambda row: row["val_loss"], default={"epoch": 0, "val_loss": math.inf})
@@ -502,10 +483,7 @@ def main(script, argv=None):
 
 
 def run(recipe, options):
-    """Train by a recipe, choose the epoch by validation loss, evaluate the test set once, save and publish the run.
-
-    Raises RecipeError for values that cannot be used, Diverged, and RunError for data and files.
-    """
+    """Train by a recipe, choose the epoch by validation, test once, save and publish the run. Raises RunError."""
     with files.run_folder(options.output_dir / options.run) as staging:
         train_set, val_set = load_splits(recipe, options)
         torch.manual_seed(options.seed)
@@ -550,20 +528,12 @@ def run(recipe, options):
 def load_model(folder):
     """Return the network of a run, as "results/bn", with its saved weights, in evaluation mode. Raises RunError."""
     folder = Path(folder) if Path(folder).exists() else files.ROOT / folder
-    model = build_model(runs.recipe_of(runs.read(folder)))
-    try:
-        model.load_state_dict(runs.load_tensors(folder, "model"))
-    except RuntimeError:
-        raise RunError(f"{folder} has the weights of another network than common.py's: train it again") from None
-    return model.eval()
+    return runs.load_weights(build_model(runs.recipe_of(runs.read(folder))), folder).eval()
 
 
 @torch.no_grad()
 def classify(model, images):
-    """Return for each image a dict from class names to probabilities, highest first.
-
-    `images` is a path, a PIL image, a list of these, or uint8 (N, 3, H, W), of any size. Raises ValueError otherwise.
-    """
+    """Return for each path, PIL image or row of uint8 (N, 3, H, W) the probabilities of the classes, highest first."""
     inputs = normalize(cifar10.to_batch(images).to(next(model.parameters()).device))
     probabilities, labels = model.eval()(inputs).softmax(1).cpu().sort(descending=True)
     return [{CLASSES[label]: probability for label, probability in zip(*row, strict=True)}

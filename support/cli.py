@@ -21,12 +21,26 @@ class RecipeError(RunError, ValueError):
     status = 2
 
 
+class Options:
+    """Base of a dataclass of options whose first field, `script`, is the file that it belongs to."""
+
+    def __post_init__(self):
+        is_running = getattr(sys.modules["__main__"], "__file__", None) == self.script  # then without a traceback
+        with exit_on_error(Path(self.script).name) if is_running else contextlib.nullcontext():
+            self.check()
+
+    @property
+    def variant(self):
+        return Path(self.script).stem
+
+
 def option(default, help, valid="", parse=None):
-    """Return a dataclass field that is also a flag. `valid` is an interval, as "[0, 1)", or a tuple of choices.
+    """Return a dataclass field that is also a flag. `valid`: an interval "[0, 1)", a tuple of choices, a list of words.
 
     `parse` turns text into a value; without it, the type of the default does.
     """
     help += f", in {valid}" * isinstance(valid, str) * bool(valid)
+    help += f", out of {' '.join(valid)}" * isinstance(valid, list)
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "parse": parse})
 
 
@@ -46,6 +60,8 @@ def check_options(values):
             raise RecipeError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
         if isinstance(valid, tuple) and value not in valid:
             raise RecipeError(f"{field.name} must be one of {', '.join(valid)}, got {value!r}")
+        if isinstance(valid, list) and not set(value.split()) <= set(valid):
+            raise RecipeError(f"{field.name} must be out of {' '.join(valid)}, got {value!r}")
         if isinstance(valid, str) and valid and not is_within(value, valid):
             raise RecipeError(f"{field.name} must be in {valid}, got {value!r}")
 

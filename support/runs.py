@@ -105,6 +105,15 @@ def load_tensors(folder, name):
         return torch.load(folder / f"{name}.pt", weights_only=True)
 
 
+def load_weights(model, folder):
+    """Return a network with the weights of a run. Raises RunError if they are missing, damaged or do not fit."""
+    try:
+        model.load_state_dict(load_tensors(folder, "model"))
+    except RuntimeError:
+        raise RunError(f"{folder} has the weights of another network than common.py's: train it again") from None
+    return model
+
+
 def folders():
     """Return the folders of all runs in results/."""
     return sorted(path.parent for path in files.RESULTS.glob("*/metrics.json"))
