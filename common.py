@@ -478,8 +478,8 @@ def main(script, argv=None):
     if runs.is_loading:  # a script without the line `if __name__ == "__main__":` that somebody imports
         return
     with cli.exit_on_error(f"{script.variant}.py"):
-        runs.check_script(script)
-        run(*cli.parse_args(script, argv))
+        recipe, options = cli.parse_args(script, argv)
+        run(recipe, options)
 
 
 def run(recipe, options):

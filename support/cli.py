@@ -101,6 +101,7 @@ def parse_args(script, argv=None):
 
     Raises RecipeError for flags that cannot be used; `--help` exits with status 0.
     """
+    check_script(script)
     parser = Parser(prog=f"{script.variant}.py", allow_abbrev=False, usage="%(prog)s [flag ...]",
         description=f"Train the network with the recipe of {script.variant}.py; flags override it for this run.")
     parser.add_argument("--seed", type=int, default=0, help="random seed, 0 or more (default: 0)")
@@ -157,6 +158,14 @@ def run_name(recipe, script, train_images=None, seed=0, test=True):
     parts += [f"train_images={train_images}"] * (train_images is not None) + [f"seed={seed}"] * (seed != 0)
     parts += ["no-test"] * (not test)
     return "-".join([script.variant, *(re.sub(r"[^\w.=-]+", "+", part).strip("+") for part in parts)])
+
+
+def check_script(script):
+    """Raise RecipeError unless a recipe belongs to the file that runs, and its name can be a variant's."""
+    main = Path(getattr(sys.modules["__main__"], "__file__", script.script))
+    if getattr(sys.modules["__main__"], "RECIPE", None) is script and main.name != Path(script.script).name:
+        raise RecipeError(f"the first argument of Recipe must be __file__, got {script.script!r} in {main.name}")
+    check_name(script.variant)
 
 
 def check_name(name):

@@ -13,13 +13,10 @@ import io
 import json
 import re
 import secrets
-import sys
-from pathlib import Path
 
 import torch
 
 from support import cli, files, inspection, machine, plots
-from support.cli import RecipeError
 from support.files import RunError, write_file
 
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
@@ -179,14 +176,6 @@ def script_error(name):
         return load_script(name) and None
     except RunError as error:
         return str(error)
-
-
-def check_script(script):
-    """Raise RecipeError unless a recipe belongs to the file that runs, and its name can be a variant's."""
-    main = Path(getattr(sys.modules["__main__"], "__file__", script.script))
-    if getattr(sys.modules["__main__"], "RECIPE", None) is script and main.name != Path(script.script).name:
-        raise RecipeError(f"the first argument of Recipe must be __file__, got {script.script!r} in {main.name}")
-    cli.check_name(script.variant)
 
 
 def recipe_of(metrics):
