@@ -159,13 +159,15 @@ def saved_runs(study):
     return {(line["variant"], line["flags"]): line for line in lines}
 
 
+def planned_run(variant, flags):
+    """Return the name and the recipe that today's script gives to a run of a study. Raises RunError."""
+    _, options = cli.parse_args(runs.load_script(variant), shlex.split(flags))
+    return options.run, options.identity["recipe"]
+
+
 def planned_runs(study):
     """Return what today's scripts make of a study's plan, {(variant, flags): (run, recipe)}. Raises RunError."""
-    found = {}
-    for variant, flags in study.plan().values():
-        _, options = cli.parse_args(runs.load_script(variant), shlex.split(flags))
-        found[variant, flags] = options.run, options.identity["recipe"]
-    return found
+    return {planned: planned_run(*planned) for planned in study.plan().values()}
 
 
 def finished_runs(study, wanted):
@@ -196,16 +198,15 @@ def by_cell(study):
 
 def origin(study, only=None):
     """Return in brackets how the recipes of a study's runs (of one variant) differ from today's; empty if equal."""
-    saved, changes = saved_runs(study) if hasattr(study, "plan") else {}, {}
-    for variant, flags in study.plan().values() if saved else ():
+    saved, changes = saved_runs(study), {}
+    planned = study.plan().values() if hasattr(study, "plan") else ()
+    for variant, flags in (run for run in planned if run in saved and only in (None, run[0])):
         try:
-            _, options = cli.parse_args(runs.load_script(variant), shlex.split(flags))
-            found = files.differences(saved[variant, flags]["recipe"], options.identity["recipe"])
+            found = files.differences(saved[variant, flags]["recipe"], planned_run(variant, flags)[1])
         except RunError as error:
             found = [str(error)]
         changes.setdefault(variant, {}).update(dict.fromkeys(found))
-    texts = [f"of an earlier {variant}.py: {', '.join(found)}" for variant, found in changes.items()
-             if found and only in (None, variant)]
+    texts = [f"of an earlier {variant}.py: {', '.join(found)}" for variant, found in changes.items() if found]
     return f" [{'; '.join(texts)}]" if texts else ""
 
 

@@ -60,7 +60,7 @@ def missing(capsys, *args):
 
 def test_a_study_runs_what_is_missing_once(copied, tiny, capsys, monkeypatch):
     commands, staging = missing(capsys, "tiny"), study.staging_folder(tiny)
-    assert len(commands) == 3 and tiny.started == []
+    assert len(commands) == 3 and tiny.started == [] and study.origin(tiny) == ""  # with one run of four saved
     assert run(bn.RECIPE, *commands[1][1:]) == 1  # diverges, and waits in the staging folder for the next call
     assert missing(capsys, "tiny") == [commands[0], commands[2]]
     put(staging, {"notes.txt": b"not a run"})
