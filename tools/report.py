@@ -81,6 +81,11 @@ def references_table(groups):
     return markdown(head, rows) + "\nOurs adds Muon, an average of the weights and skip connections to the network.\n"
 
 
+def tables(groups):
+    """Return both tables, as the README has them."""
+    return f"{references_table(groups)}\n{runs_table(groups)}"
+
+
 # --- The report ---
 
 
@@ -93,11 +98,11 @@ def report(groups):
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
                      f"{runs.script_error(variant) or f'No tested run: `make {variant}` trains it'}.\n")
-    parts.append(f"## The variants next to each other\n\n{references_table(groups)}\n{runs_table(groups)}\n"
+    parts.append(f"## The variants next to each other\n\n{tables(groups)}\n"
                  "![Validation loss and accuracy of the variants per epoch](comparison.png)\n")
     lines = []
     for study in STUDIES:
-        results, target = results_of(study), f"`make study-{name_of(study).replace('_', '-')}`"
+        results, target = results_of(study), target_of(study)
         text = study.finding(results) if results else f"not measured yet, {target} does that"
         lines.append(f"- {study.__doc__.partition('.')[0]}: {' '.join(text.split()).rstrip('.')}{origin(study)}.\n")
     return "\n".join([*parts, "## Findings\n\nFrom [the studies](studies.md); noise: twice the standard deviation.\n",
@@ -142,11 +147,16 @@ def section(group):
         "### Results\n", *lines, "", *figures[:2], "### Misclassified images\n", figures[2]])
 
 
+def target_of(study):
+    """Return the Make target that runs a study, as Markdown."""
+    return f"`make study-{name_of(study).replace('_', '-')}`"
+
+
 def effect(study, variant, title, names):
     """Return a line on what a study measured for a variant, or on how to measure it."""
     cells = {names[x]: group for (line, x), group in (by_cell(study) or {}).items() if line == variant}
     if not cells:
-        return f"- {title}: not measured for this variant" + f": `make study-{name_of(study)}`" * (variant in NAMES)
+        return f"- {title}: not measured for this variant" + f": {target_of(study)}" * (variant in NAMES)
     values = [f"{x} {mean_and_sd(accuracies(group))} % ({mean_and_sd(gaps(group))})" for x, group in cells.items()]
     images = next(iter(cells.values()))[0]["train_images"]
     return (f"- {title} ([study](studies.md), {images:,} images): validation accuracy, and in brackets training minus "
@@ -162,7 +172,7 @@ def studies_page():
     for study in STUDIES:
         name, paragraphs = name_of(study), study.__doc__.strip().split("\n\n")[1:]
         theory = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        results, target = results_of(study), f"`make study-{name.replace('_', '-')}`"
+        results, target = results_of(study), target_of(study)
         parts.append(f"## {study.__doc__.partition('.')[0]}\n\n{theory}\n")
         if results:
             finding, setting = (text.replace("\n", " ") for text in (study.finding(results), study.SETTING))
@@ -182,9 +192,9 @@ def pages():
     block = re.search("<!-- results: [^\n]*-->\n(.*)<!-- end of results -->", text, re.DOTALL)
     if not block:
         raise RunError("README.md must have the two markers of the block of results")
-    table = f"{references_table(groups)}\n{runs_table(groups)}"
-    texts = {readme: text[: block.start(1)] + table + text[block.end(1):], files.RESULTS / "README.md": report(groups),
-             files.RESULTS / "studies.md": studies_page(), files.RESULTS / "bench.md": bench.saved_page(),
+    texts = {readme: text[: block.start(1)] + tables(groups) + text[block.end(1):],
+             files.RESULTS / "README.md": report(groups), files.RESULTS / "studies.md": studies_page(),
+             files.RESULTS / "bench.md": bench.saved_page(),
              files.RESULTS / "ablation.md": ablation.page(origin(ablation))}
     return {path: text for path, text in texts.items() if text}
 
@@ -195,7 +205,7 @@ def write_pages():
     plots.plot_comparison(groups, files.RESULTS / "comparison.png")
     for path, text in texts.items():
         write_file(path, text.encode())
-    print(f"{references_table(groups)}\n{runs_table(groups)}")
+    print(tables(groups))
     print(*runs.left_out(groups), f"see {files.RESULTS / 'README.md'}", sep="\n")
 
 
