@@ -3,8 +3,11 @@
 For activations x of shape (N, C, H, W), statistics run over the axes (N, H, W): one mean and one variance per channel,
 C of each, from N*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters.
 
-In training, the output of an image depends on the other images in its batch. That is a source of noise, which
-regularizes. In evaluation there may be no batch, so running averages of mean and variance, collected in training,
+It removes the scale and the offset of each channel, so a filter scaled by ten gives the same output. What it leaves is
+how the images of a batch differ from each other in a channel.
+
+In training, the output of an image depends on the other images in its batch. That is a source of noise, which can
+regularize. In evaluation there may be no batch, so running averages of mean and variance, collected in training,
 replace those of the batch: the layer is then a fixed linear map per channel, and images no longer affect each other.
 
 Ioffe and Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift".
@@ -13,6 +16,13 @@ Ioffe and Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training
 from torch import nn
 
 from common import Recipe, main
+
+
+def by_hand(x):
+    """Return x (N, C, H, W), normalized as in training; nn.BatchNorm2d then applies weight and bias."""
+    mean = x.mean((0, 2, 3), keepdim=True)  # (1, C, 1, 1)
+    variance = x.var((0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1)
+    return (x - mean) / (variance + 1e-5).sqrt()
 
 
 def batch_norm(channels):

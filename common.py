@@ -31,7 +31,7 @@ LAYERS = {  # C: 3x3 convolution, c: 1x1 convolution, P: 2x2 max pool, each with
     "C8": 32, "C9": 32, "C10": 32, "GAP": None, "c11": None}
 CONVOLUTIONS = [name for name, width in LAYERS.items() if width]  # those with normalization
 OPTIMIZERS = {  # of the filters -> defaults: max_lr, aux_lr, weight_decay
-    "Muon": (0.04, 0.5, 0.0), "SGD": (0.05, 0.05, 5e-4), "Adam": (0.01, 0.01, 0.0), "AdamW": (0.01, 0.01, 0.05)}
+    "Muon": (0.03, 0.3, 0.0), "SGD": (0.05, 0.05, 5e-4), "Adam": (0.01, 0.01, 0.0), "AdamW": (0.01, 0.01, 0.05)}
 
 
 # --- Recipe: the values that a script chooses; each is a flag as well ---
@@ -56,9 +56,8 @@ class Recipe(cli.Options):
     max_lr: float = option(None, "peak learning rate of the filters; by optimizer", "(0, inf)", float)
     aux_lr: float = option(None, "peak learning rate of norm parameters and c11; by optimizer", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
-    decay_power: float = option(2.0, "exponent of the learning-rate decay (1 = linear)", "(0, inf)")
-    center_filters: bool = option(False, "subtract each filter's mean after every Muon step")
-    momentum: float = option(0.9, "Nesterov momentum", "(0, 1)")
+    decay_power: float = option(2.0, "exponent of the learning-rate decay (1 = linear, 0 = none)", "[0, inf)")
+    momentum: float = option(0.9, "Nesterov momentum", "[0, 1)")
     weight_decay: float = option(None, "weight decay of the filters, without effect under Muon", "[0, inf)", float)
     ema_decay: float = option(0.995, "EMA decay per step of the weights that are evaluated; 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
@@ -197,6 +196,9 @@ def convolution(name, in_channels, out_channels, recipe):
     size = 3 if name.startswith("C") else 1
     bias = not recipe.norm  # normalization has a bias of its own
     layers = {"conv": nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)}
+    if not recipe.norm:  # LeCun et al. 1998, "Efficient BackProp": with skip connections, activations keep their scale
+        nn.init.kaiming_normal_(layers["conv"].weight, nonlinearity="linear")
+        nn.init.zeros_(layers["conv"].bias)
     if recipe.norm and recipe.groups is None:
         layers["norm"] = recipe.norm(out_channels)
     elif recipe.norm:
@@ -244,33 +246,30 @@ def autocast(device):
 
 
 class Muon(torch.optim.SGD):
-    """SGD whose parameter groups with "orthogonalize" take orthogonalized momentum as their step and keep their norm.
+    """SGD whose parameter groups with "orthogonalize" take orthogonalized momentum as their step.
 
     A step changes all directions of a filter matrix alike; the learning rate is the norm of the step relative to the
-    matrix. Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; torch.optim.Muon takes only
-    matrices and does not keep their norm. "center_filters": Qiao et al. 2019, "Weight Standardization".
+    initial matrix. With "keep_norm", each matrix is scaled back to its initial norm: normalization undoes that scale.
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; torch.optim.Muon takes only matrices.
     """
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             if group["orthogonalize"]:
-                self.orthogonalized_step(group["params"], group["lr"], group["momentum"], group["center_filters"])
+                self.orthogonalized_step(group["params"], group["lr"], group["momentum"], group["keep_norm"])
         super().step()
 
-    def orthogonalized_step(self, filters, lr, momentum, center_filters):
+    def orthogonalized_step(self, filters, lr, momentum, keep_norm):
         """Update the filters of a parameter group in place, and take their gradients away from SGD."""
         weights, grads, state = as_matrices(filters), as_matrices([p.grad for p in filters]), self.state[filters[0]]
         if not state:
-            inside = as_matrices([torch.ones_like(p) for p in filters])  # 0 in the padding
-            state.update(norm=frobenius_norms(weights), momentum_buffer=torch.zeros_like(grads), inside=inside,
-                         mean_weight=inside / inside.sum(2, keepdim=True).clamp(min=1))
+            state.update(norm=frobenius_norms(weights), momentum_buffer=torch.zeros_like(grads))
         state["momentum_buffer"].mul_(momentum).add_(grads)
         directions = orthogonalize(grads + momentum * state["momentum_buffer"])  # Nesterov
         weights -= lr * state["norm"] / frobenius_norms(directions) * directions
-        if center_filters:
-            weights -= (weights * state["mean_weight"]).sum(2, keepdim=True) * state["inside"]
-        weights *= state["norm"] / frobenius_norms(weights)
+        if keep_norm:
+            weights *= state["norm"] / frobenius_norms(weights)
         for p, matrix in zip(filters, weights, strict=True):
             p.copy_(matrix[: len(p), : p[0].numel()].view_as(p))
             p.grad = None
@@ -306,10 +305,11 @@ def build_optimizer(model, recipe, steps):
     of_filters = filters(model)
     others = [p for p in model.parameters() if all(p is not weight for weight in of_filters)]
     groups = [{"params": of_filters, "orthogonalize": recipe.optimizer == "Muon",
-               "center_filters": recipe.center_filters, "weight_decay": recipe.weight_decay},
+               "keep_norm": recipe.norm is not None, "weight_decay": recipe.weight_decay},
               {"params": others, "orthogonalize": False, "lr": recipe.aux_lr, "weight_decay": 0.0}]
     if recipe.optimizer in ("Muon", "SGD"):
-        optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True, foreach=True)
+        optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
+                         foreach=True)
     else:
         optimizer = getattr(torch.optim, recipe.optimizer)(groups, lr=recipe.max_lr, betas=(recipe.momentum, 0.999))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe))

@@ -4,11 +4,13 @@ The C channels of activations x (N, C, H, W) are split into G groups of neighbou
 and statistics run over the axes (C/G, H, W) of each image on its own: N*G means and variances. Then every channel gets
 a learned weight and bias: 2*C parameters, as in batch normalization.
 
+It removes the scale and the offset of each group in each image: an image of lower contrast gives the same output. What
+it leaves is how the channels of a group differ from each other.
+
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization. Training and evaluation do
 the same: no image affects another, no running averages are needed, and a batch may be a single image. The noise of
 batch normalization is missing, too, so the assignment adds dropout: in training, not in evaluation, some channels of
-each image are set to zero, and the others are scaled up in return. results/README.md shows how little that changes
-here. ln.py's notes on centered filters and learning rates apply here too.
+each image are set to zero, and the others are scaled up in return. results/studies.md shows what that does here.
 
 Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
 Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.
@@ -18,6 +20,14 @@ import torch
 from torch import nn
 
 from common import Recipe, main
+
+
+def by_hand(x, groups):
+    """Return x (N, C, H, W), normalized; nn.GroupNorm then applies weight and bias."""
+    grouped = x.unflatten(1, (groups, -1))  # (N, G, C/G, H, W)
+    mean = grouped.mean((2, 3, 4), keepdim=True)  # (N, G, 1, 1, 1)
+    variance = grouped.var((2, 3, 4), correction=0, keepdim=True)  # (N, G, 1, 1, 1)
+    return ((grouped - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)  # (N, C, H, W)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -31,8 +41,7 @@ def group_norm(channels, groups):
     return GroupNorm(groups, channels)
 
 
-RECIPE = Recipe(__file__, norm=group_norm, groups=4, dropout=0.05, dropout_after="C10",
-                max_lr=0.03, aux_lr=0.3, center_filters=True)
+RECIPE = Recipe(__file__, norm=group_norm, groups=4, dropout=0.05, dropout_after="C10")
 
 if __name__ == "__main__":
     main(RECIPE)

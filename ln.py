@@ -4,19 +4,16 @@ For activations x of shape (N, C, H, W), statistics run over the axes (C, H, W):
 N of each, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. PyTorch calls that a
 group normalization with one group.
 
-Why not nn.LayerNorm((C, H, W))? It computes the same statistics, but learns a weight and a bias for every single
-element: 2*C*H*W parameters. For 16 channels at 32x32 that is 32,768 in one layer, of the 50,000 that the whole
-network may have.
-
-LN does not remove per-channel offsets that all images share: a filter whose weights do not add up to zero answers
-positive activations, as in most of a fresh network, with a constant. Batch normalization subtracts it, channel by
-channel; here it stays. So filters keep a mean of zero here and in gn.py (`--no-center-filters` lets them have any).
-That, and learning rates below bn.py's, were chosen by few runs (results/ablation.md, results/tried.md).
-
-In transformers and ConvNeXt, "layer normalization" is another thing: it runs over the channels of each position alone.
+It removes the scale and the offset of each image. What it leaves is how the channels differ from each other, also where
+they differ by the same amount in all images: batch normalization would remove that.
 
 Training and evaluation do the same: no image affects another, and no running averages are needed. Channels do affect
 each other: one with large activations makes all the others smaller.
+
+Why not nn.LayerNorm((C, H, W))? It computes the same statistics, but learns a weight and a bias for every single
+element: 2*C*H*W parameters. For 16 channels at 32x32 that is 32,768 in one layer, of the 50,000 that the whole network
+may have. (With elementwise_affine=False it learns none, and each channel would lack its own.) In transformers and
+ConvNeXt, "layer normalization" is another thing: statistics run over the channels of each position alone.
 
 Ba, Kiros and Hinton 2016, "Layer Normalization".
 """
@@ -26,11 +23,18 @@ from torch import nn
 from common import Recipe, main
 
 
+def by_hand(x):
+    """Return x (N, C, H, W), normalized; nn.GroupNorm(1, C) then applies weight and bias."""
+    mean = x.mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
+    variance = x.var((1, 2, 3), correction=0, keepdim=True)  # (N, 1, 1, 1)
+    return (x - mean) / (variance + 1e-5).sqrt()
+
+
 def layer_norm(channels):
     return nn.GroupNorm(1, channels)
 
 
-RECIPE = Recipe(__file__, norm=layer_norm, max_lr=0.03, aux_lr=0.3, center_filters=True)
+RECIPE = Recipe(__file__, norm=layer_norm)
 
 if __name__ == "__main__":
     main(RECIPE)

@@ -29,13 +29,8 @@ WAYS = {  # how layers are connected -> flags
     "add": "--skip add --widths 16,16,16,16,32,32,32,32,32,32",
     "concat": "--skip concat --widths 16,16,32,16,16,16,32,16,16,16",
 }
-RATES = {  # where validation chose other learning rates than the script's, which are those of added layers
-    ("bn", "none"): "--max-lr 0.03 --aux-lr 0.3", ("bn", "concat"): "--max-lr 0.03 --aux-lr 0.3",
-    ("gn", "none"): "--max-lr 0.02 --aux-lr 0.2", ("ln", "none"): "--max-lr 0.02 --aux-lr 0.2",
-}
 NAMES = {"none": "unconnected", "add": "added", "concat": "concatenated"}
-FLAGS = {(variant, way): f"{flags} {RATES.get((variant, way), '')}".rstrip()
-         for variant in VARIANTS for way, flags in WAYS.items()}
+FLAGS = {(variant, way): flags for variant in VARIANTS for way, flags in WAYS.items()}
 ROUNDS, STEPS = 7, 20  # of the timing, in which every network has its turn; the first round is not counted
 SETTING = "all training images, 20 epochs, 3 seeds; bands: one standard deviation"
 

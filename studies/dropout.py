@@ -9,7 +9,7 @@ the standard deviation.
 """
 
 from studies import study
-from studies.study import SEEDS, accuracies, exceeds, gaps, plot_lines
+from studies.study import MORE_SEEDS, accuracies, exceeds, gaps, plot_lines
 from support import plots
 
 VARIANTS, RATES = ("bn", "gn", "ln"), (0.0, 0.05, 0.2, 0.5)  # fractions of the channels that are dropped
@@ -20,7 +20,7 @@ SETTING = ("10,000 training images, 20 epochs, 3 seeds, dropout after c3, c7 and
 
 def plan():
     return {(variant, rate, seed): (variant, f"{FLAGS} --dropout {rate} --seed {seed}")
-            for variant in VARIANTS for rate in RATES for seed in SEEDS}
+            for variant in VARIANTS for rate in RATES for seed in MORE_SEEDS}
 
 
 def plot(results):

@@ -27,6 +27,7 @@ from support.files import RunError
 from support.plots import mean_and_sd
 
 SEEDS = (0, 1, 2)
+MORE_SEEDS = (0, 1, 2, 3, 4)  # of runs that take a minute or two
 NO_NORM = "none"
 LABELS = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
 GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches all processes of a terminal

@@ -16,8 +16,7 @@ def group_norm(channels, groups):
 
 
 WIDTHS = (16, 16, 16, 16, 32, 32, 32, 32, 32, 32)
-RECIPE = Recipe(__file__, widths=WIDTHS, norm=group_norm, groups=4, dropout=0.05, dropout_after="C10",
-                max_lr=0.03, aux_lr=0.3, center_filters=True)
+RECIPE = Recipe(__file__, widths=WIDTHS, norm=group_norm, groups=4, dropout=0.05, dropout_after="C10")
 
 if __name__ == "__main__":
     main(RECIPE)

@@ -10,7 +10,7 @@ def layer_norm(channels):
 
 
 WIDTHS = (16, 16, 16, 16, 32, 32, 32, 32, 32, 32)
-RECIPE = Recipe(__file__, widths=WIDTHS, norm=layer_norm, max_lr=0.03, aux_lr=0.3, center_filters=True)
+RECIPE = Recipe(__file__, widths=WIDTHS, norm=layer_norm)
 
 if __name__ == "__main__":
     main(RECIPE)
