@@ -14,15 +14,20 @@ from support import plots
 from support.plots import mean_and_sd
 
 GROUPS = {1: "1", 2: "2", 4: "4", 8: "8", "channels": "one per channel"}
-REFERENCES = {"bn": "", NO_NORM: "--no-norm"}
+REFERENCES = {  # line -> x -> flags of bn.py
+    "bn": {None: ""},
+    NO_NORM: {"half": "--no-norm --max-lr 0.015 --aux-lr 0.15", "usual": "--no-norm",
+              "double": "--no-norm --max-lr 0.06 --aux-lr 0.6"},
+}
 FLAGS = "--train-images 15000 --epochs 10 --no-test --dropout 0"
-SETTING = "15,000 training images, 10 epochs, 3 seeds, no dropout; bands: one standard deviation"
+SETTING = "15,000 training images, 10 epochs, 5 seeds, no dropout"
 
 
 def plan():
-    return {("gn", groups, seed): ("gn", f"{FLAGS} --groups {groups} --seed {seed}")
-            for groups in GROUPS for seed in MORE_SEEDS} | {
-                ("bn", None, seed): ("bn", f"{FLAGS} --seed {seed}") for seed in MORE_SEEDS}
+    cells = {("gn", groups): ("gn", f"--groups {groups}") for groups in GROUPS}
+    cells |= {(line, x): ("bn", flags) for line, rates in REFERENCES.items() for x, flags in rates.items()}
+    return {(*cell, seed): (variant, f"{FLAGS} {flags} --seed {seed}")
+            for cell, (variant, flags) in cells.items() for seed in MORE_SEEDS}
 
 
 def plot(results):

@@ -116,7 +116,7 @@ class Checkpoint:
     """
 
     IDENTITY = ("recipe", "code", "seed", "train_images")
-    ENVIRONMENT = ("device", "cpu", "threads", "precision", "torch")
+    ENVIRONMENT = ("device", "processor", "threads", "precision", "torch")
 
     def __init__(self, path, metrics):
         self.path = path

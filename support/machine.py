@@ -62,10 +62,13 @@ def find_device(name):
 
 def environment(device, precision):
     """Return what the last bits of a run depend on, as a dict of plain values."""
-    return {"device": device.type, "cpu": cpu_info().get("model name") or platform.processor(),
-            "threads": torch.get_num_threads(), "precision": precision, "torch": str(torch.__version__)}
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda" else
+            cpu_info().get("model name") or platform.processor())
+    return {"device": device.type, "processor": name, "threads": torch.get_num_threads(), "precision": precision,
+            "torch": str(torch.__version__)}
 
 
 def summary(precision):
     """Return the processor, threads, precision and torch version as a phrase."""
-    return "{cpu}, {threads} threads, {precision}, torch {torch}".format(**environment(torch.device("cpu"), precision))
+    return "{processor}, {threads} threads, {precision}, torch {torch}".format(
+        **environment(torch.device("cpu"), precision))

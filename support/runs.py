@@ -21,7 +21,7 @@ from support.files import RunError, write_file
 
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 METRICS = (
-    "variant", "run", "recipe", "code", "checkout", "parameters", "macs", "train_images", "seed", "device", "cpu",
+    "variant", "run", "recipe", "code", "checkout", "parameters", "macs", "train_images", "seed", "device", "processor",
     "precision", "threads", "torch", "epochs", "best_epoch", "stopped_early", "diverged", "seconds", "peak_memory_mb",
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "per_class_accuracy",
     "history")

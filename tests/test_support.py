@@ -153,15 +153,15 @@ def test_a_file_is_flushed_before_its_rename_and_its_folder_after_it(tmp_path, m
 
 
 def test_a_checkpoint_resumes_the_same_run_only_and_reports_another_environment(tmp_path, capsys):
-    def checkpoint(seed=0, cpu="A"):
-        metrics = dict.fromkeys(runs.METRICS) | {"seed": seed, "cpu": cpu}
+    def checkpoint(seed=0, processor="A"):
+        metrics = dict.fromkeys(runs.METRICS) | {"seed": seed, "processor": processor}
         return files.Checkpoint(tmp_path / "bn-max_lr=0.1.pt", metrics)
 
     assert checkpoint().load() is None
     checkpoint().save({"epoch": 3})
     assert checkpoint().load() == {"epoch": 3} and capsys.readouterr().out == ""
-    assert checkpoint(cpu="B").load() == {"epoch": 3}
-    assert "may not be bit-identical: cpu was A, is B" in capsys.readouterr().out
+    assert checkpoint(processor="B").load() == {"epoch": 3}
+    assert "may not be bit-identical: processor was A, is B" in capsys.readouterr().out
     assert checkpoint(seed=1).load() is None and checkpoint().load() is None
     assert "belongs to another run (seed was 0, is 1)" in capsys.readouterr().out
     checkpoint().save({"epoch": 4})
