@@ -4,7 +4,7 @@
 #   make bn PYTHON=python3.12     interpreter that .venv is made with
 #   make bn VENV=no               use PYTHON's own packages and install nothing (Colab, conda)
 #   make bn PIP_ARGS="..."        arguments for `pip install`
-#   make seeds JOBS=4             runs at a time, also for ablation and study-*; default: as many as fit
+#   make seeds JOBS=4             runs at a time, also for study-*; default: as many as fit
 
 PYTHON ?= python3
 VENV ?= yes
@@ -13,8 +13,8 @@ PIP_ARGS ?=
 JOBS ?=
 # A script is a variant if it assigns RECIPE.
 VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -lE "^[[:space:]]*RECIPE[[:space:]]*(:[^=]*)?=" [!.]*.py 2>/dev/null)))
-STUDIES := study-norms study-connections study-dropout study-groups study-batch-size study-learning-rate \
-  study-corruptions
+STUDIES := study-norms study-signals study-predictions study-connections study-dropout study-groups \
+  study-batch-size study-learning-rate study-corruptions study-ablation
 PARALLEL := $(if $(JOBS),--jobs $(JOBS))
 SHELL := /bin/sh
 # glibc keeps freed memory for the next tensor; otherwise large blocks go back to the kernel every time.
@@ -29,7 +29,7 @@ RUN := .venv/bin/python
 endif
 TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal test_common.py tests
 
-.PHONY: help all seeds $(VARIANTS) test test-all data summary plots check bench ablation study-augmentation $(STUDIES) \
+.PHONY: help all seeds $(VARIANTS) test test-all data summary plots check bench $(STUDIES) \
   clean venv
 .DEFAULT_GOAL := help
 
@@ -43,7 +43,7 @@ $(VARIANTS): venv ## train this variant, test it, and write results/<variant>/
 ifeq ($(strip $(ARGS)),)
 all: venv ## train every variant whose code changed since its last run in this folder, and compare them
 	$(RUN) -m studies.run seeds --seeds 0 --jobs $(or $(JOBS),1); status=$$?; \
-	  $(RUN) -m studies.run norms && $(RUN) -m tools.report pages && exit $$status
+	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report pages && exit $$status
 else
 all: $(VARIANTS)
 	$(RUN) -m tools.report show $(ARGS)
@@ -51,7 +51,7 @@ endif
 
 seeds: venv ## the same with seeds 0, 1 and 2, several runs at a time
 	$(RUN) -m studies.run seeds $(PARALLEL); status=$$?; \
-	  $(RUN) -m studies.run norms && $(RUN) -m tools.report pages && exit $$status
+	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report pages && exit $$status
 
 test: venv ## check the code style and run the tests (one minute; no data set or network needed)
 	@$(RUN) -c "import pytest, ruff, xdist" || { echo '$(RUN) lacks a requirement: see requirements.txt' >&2; exit 1; }
@@ -73,20 +73,16 @@ plots: venv ## plot every figure and write every page again from the saved resul
 bench: venv ## measure the speed on this machine, compared with a standard script
 	$(RUN) -m tools.bench
 
-ablation: venv ## measure what each choice of the recipes is worth (an hour of short runs)
-	$(RUN) -m studies.run ablation $(PARALLEL)
-	$(RUN) -m tools.report pages > /dev/null
-
-study-augmentation: venv ## plot what the network sees in training (seconds; ARGS="--cutout 16" for other choices)
-	$(RUN) -m studies.augmentation $(ARGS)
-
 study-norms: ## plot activations before and after each normalization (seconds)
-study-connections: ## add a layer to another, or concatenate them? (three hours of runs)
-study-dropout: ## what does dropout do to overfitting? (an hour of runs)
-study-groups: ## how many groups, from layer norm to instance norm? (half an hour)
-study-batch-size: ## how small may a batch be? (half an hour)
-study-learning-rate: ## how high may the learning rate be? (half an hour)
-study-corruptions: ## which normalization keeps its accuracy on corrupted images? (ten minutes)
+study-signals: ## how do signals and gradients pass through a fresh network? (seconds)
+study-predictions: ## which normalization is best on the test images? (seconds)
+study-connections: ## add a layer to another, or concatenate them? (40 minutes)
+study-dropout: ## what does dropout do to overfitting? (40 minutes)
+study-groups: ## how many groups, from layer to instance normalization? (30 minutes)
+study-batch-size: ## how small may a batch be? (15 minutes)
+study-learning-rate: ## how high may the learning rate be? (15 minutes)
+study-corruptions: ## which normalization keeps its accuracy on corrupted images? (10 minutes)
+study-ablation: ## what is each choice of the recipe worth? (20 minutes)
 $(STUDIES): venv
 	$(RUN) -m studies.run $(subst -,_,$(@:study-%=%)) $(PARALLEL)
 	$(RUN) -m tools.report pages > /dev/null

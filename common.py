@@ -473,6 +473,7 @@ def confident_mistakes(logits, predicted, targets):
 
 # --- Run ---
 
+
 def main(script, argv=None):
     """Run a script. Exits with 2 for wrong arguments, 1 for a failed run, 130 for Ctrl-C, 143 for SIGTERM."""
     if runs.is_loading:  # a script without the line `if __name__ == "__main__":` that somebody imports
@@ -529,12 +530,3 @@ def load_model(folder):
     """Return the network of a run, as "results/bn", with its saved weights, in evaluation mode. Raises RunError."""
     folder = Path(folder) if Path(folder).exists() else files.ROOT / folder
     return runs.load_weights(build_model(runs.recipe_of(runs.read(folder))), folder).eval()
-
-
-@torch.no_grad()
-def classify(model, images):
-    """Return for each path, PIL image or row of uint8 (N, 3, H, W) the probabilities of the classes, highest first."""
-    inputs = normalize(cifar10.to_batch(images).to(next(model.parameters()).device))
-    probabilities, labels = model.eval()(inputs).softmax(1).cpu().sort(descending=True)
-    return [{CLASSES[label]: probability for label, probability in zip(*row, strict=True)}
-            for row in zip(labels.tolist(), probabilities.tolist(), strict=True)]

@@ -17,7 +17,6 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -333,8 +332,10 @@ def test_muon_turns_filters_by_the_learning_rate_and_leaves_the_rest_to_sgd(norm
 
     for ((name, turned), old), ((_, plain), _) in zip(step_by("Muon"), step_by("SGD"), strict=True):
         if name.endswith("conv.weight"):
-            same_norm = abs(turned.norm() / old.norm() - 1).item() < 1e-5
-            assert same_norm if norm else (turned - old).norm().item() == pytest.approx(0.05 * old.norm().item(), rel=1e-4)
+            if norm:
+                torch.testing.assert_close(turned.norm(), old.norm())
+            else:
+                torch.testing.assert_close((turned - old).norm(), 0.05 * old.norm())
             turn = (turned / turned.norm() - old / old.norm()).norm()
             assert 0.03 < turn < 0.06  # half the peak learning rate, in the first of two steps of warm-up
         else:
@@ -707,16 +708,10 @@ def test_ctrl_c_and_sigterm_end_a_run_with_one_line(world, monkeypatch, capsys, 
 # --- Loading ---
 
 
-def test_a_saved_network_classifies_images(trained, tmp_path, monkeypatch):
+def test_a_saved_network_is_loaded_for_evaluation(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model, (images, targets) = common.load_model("results/bn"), cifar10.load("test")
-    assert not model.training
-    probabilities = common.evaluate(model, images, targets)[2].softmax(1)
-    for answer, expected in zip(common.classify(model, images), probabilities, strict=True):
-        assert list(answer.values()) == sorted(answer.values(), reverse=True)
-        assert [answer[name] for name in common.CLASSES] == pytest.approx(expected.tolist(), abs=0.05)
-    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save("picture.png")
-    assert common.classify(model, "picture.png") == common.classify(model, images[:1])
+    model, saved = common.load_model("results/bn"), metrics_of(trained, "bn")
+    assert not model.training and common.evaluate(model, *cifar10.load("test"))[1] == saved["test_accuracy"]
 
 
 def test_a_network_that_cannot_be_loaded_is_named(copied, monkeypatch):

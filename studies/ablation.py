@@ -1,63 +1,71 @@
-"""What each choice of the recipes is worth.
+"""What each choice of the recipe is worth.
 
-Each row of results/ablation.md is a script's recipe with one change, in a short run. What theory expects: normalization
-matters most to plain SGD; translation, cutout and dropout show their worth only in long runs, where there is more
-overfitting to reduce. Meyes et al. 2019, "Ablation Studies in Artificial Neural Networks".
+Each row is the recipe of the scripts with one change (Meyes et al. 2019, "Ablation Studies in Artificial Neural
+Networks"). Runs this short say little about what works against overfitting, so augmentation and dropout are not among
+the changes; dropout, the groups of group normalization and the connections have studies of their own. SGD is shown at
+two pairs of learning rates, since one that suits Muon need not suit SGD.
 """
 
-import statistics
-import sys
+from studies import stats
+from studies.study import LABELS, MORE_SEEDS, accuracies, bold_if, markdown
+from support import plots
+from support.plots import mean_and_sd
 
-from studies import study
-from studies.study import SEEDS, accuracies, losses, markdown
-from support.plots import mean_and_sd, percent
-
-VARIANTS, FLAGS = ("bn", "gn", "ln"), "--epochs 6 --no-test"
-CHANGES = {  # change -> flags, for every script
-    "SGD for the filters too, learning rates 0.2": "--optimizer SGD --max-lr 0.2 --aux-lr 0.2",
-    "SGD for the filters too, learning rates 0.05": "--optimizer SGD --max-lr 0.05 --aux-lr 0.05",
+VARIANTS, FLAGS, RECIPE = ("bn", "gn", "ln"), "--train-images 15000 --epochs 10 --no-test", "the recipe"
+SETTING = "15,000 training images, 10 epochs; mean of the three normalizations; bars: 95 % confidence intervals"
+CHANGES = {  # change -> flags
+    "SGD instead of Muon, learning rates 0.2": "--optimizer SGD --max-lr 0.2 --aux-lr 0.2",
+    "SGD instead of Muon, learning rates 0.05": "--optimizer SGD --max-lr 0.05 --aux-lr 0.05",
     "half the learning rates": "--max-lr 0.015 --aux-lr 0.15",
     "twice the learning rates": "--max-lr 0.06 --aux-lr 0.6",
-    "linear decay of the learning rates": "--decay-power 1",
+    "linear instead of quadratic decay": "--decay-power 1",
     "no EMA of the weights": "--ema-decay 0",
-    "ReLU": "--activation ReLU",
-    "SiLU": "--activation SiLU",
+    "ReLU instead of Hardswish": "--activation ReLU",
+    "SiLU instead of Hardswish": "--activation SiLU",
 }
 
 
 def plan():
-    """Return the runs, {(variant, change, seed): (variant, flags)}; the recipes themselves have the change None."""
-    recipes = {(variant, None, seed): (variant, f"{FLAGS} --seed {seed}") for variant in VARIANTS for seed in SEEDS}
-    return recipes | {(variant, change, 0): (variant, f"{FLAGS} {flags}")
+    recipes = {(variant, RECIPE, seed): (variant, f"{FLAGS} --seed {seed}")
+               for variant in VARIANTS for seed in MORE_SEEDS}
+    return recipes | {(variant, change, 0): (variant, f"{FLAGS} {flags} --seed 0")
                       for variant in VARIANTS for change, flags in CHANGES.items()}
 
 
-def cells(group):
-    """Return MACs, validation accuracy and loss of runs of one recipe, as texts."""
-    return [f"{group[0]['macs'] / 1e6:.1f}", percent([run["val_accuracy"] for run in group]),
-            mean_and_sd(losses(group), "{:.3f}")]
+def effects(results):
+    """Return the accuracies of each cell, and {change: Difference from the recipe}, corrected for all changes."""
+    cells = {key: accuracies(group) for key, group in results.items()}
+    return cells, stats.holm({change: stats.main_effect(cells, change, RECIPE) for change in CHANGES})
 
 
-def page(note):
-    """Return the text of results/ablation.md, or None if a run is missing. `note` says of which recipes it is."""
-    groups = study.by_cell(sys.modules[__name__])
-    if not groups:
-        return None
-    parts = ["# What each choice is worth\n", (
-        "Written by `make ablation` from studies/ablation.jsonl. Each row is the script's recipe with one change, "
-        f"trained with `{FLAGS}`: validation accuracy, its difference from the recipe's mean in percentage points, and "
-        f"validation loss. The recipe itself is trained with seeds {', '.join(map(str, SEEDS))} (mean ± standard "
-        "deviation), a change with seed 0 alone: a difference below twice that deviation says little. Short runs say "
-        "little about regularization, such as translation and cutout. The rows of SGD in gn and ln also drop centered "
-        "filters, and their learning rate is not the best for SGD: they do not show what Muon is worth. "
-        f"[tried.md](tried.md) lists what else was tried.{note}\n")]
-    head = ["", "MACs, M", "validation accuracy, %", "validation loss", "difference"]
-    for variant, changes in CHANGES.items():
-        recipe = groups[variant, None]
-        rows = [[f"the recipe of {variant}.py", *cells(recipe), ""]]
-        for change in changes:
-            group = groups[variant, change]
-            difference = statistics.mean(accuracies(group)) - statistics.mean(accuracies(recipe))
-            rows.append([change, *cells(group), "diverged" if group[0]["diverged"] else f"{difference:+.2f}"])
-        parts += [f"## {variant}\n", markdown(head, rows, "---:")]
-    return "\n".join(parts)
+def findings(results):
+    sgd, slow = (effects(results)[1][change] for change in list(CHANGES)[:2])
+    average = effects(results)[1]["no EMA of the weights"]
+    better = max(sgd, slow, key=lambda test: test.estimate)
+    return [
+        (f"With SGD instead of Muon, the network loses {better.size()} percentage points of validation accuracy in ten "
+         "epochs, at the better of two pairs of learning rates.", better.significant and better.estimate < 0),
+        (f"Without the moving average of the weights, it loses {average.size()}.",
+         average.significant and average.estimate < 0),
+    ]
+
+
+def table(results):
+    cells, tests = effects(results)
+    texts = {change: bold_if(test.significant, test.text()) for change, test in tests.items()}
+    rows = [[row, *(mean_and_sd(cells[variant, row]) for variant in VARIANTS), texts.get(row, "")]
+            for row in (RECIPE, *CHANGES)]
+    head = ["validation accuracy, %", *(LABELS[variant] for variant in VARIANTS), "difference, mean of all"]
+    return (markdown(head, rows, "---:") + f"\nThe recipe has {len(MORE_SEEDS)} seeds, a change one. Bold: "
+            "significant, compared with the recipe.\n")
+
+
+def plot(results):
+    fig, ax = plots.new_axes(9, 3.6, 1)
+    for place, test in enumerate(effects(results)[1][change] for change in CHANGES):
+        ax.errorbar(test.estimate, place, xerr=test.estimate - test.low, fmt="o", capsize=3, color="#444444")
+    ax.set_yticks(range(len(CHANGES)), CHANGES)
+    ax.invert_yaxis()
+    ax.axvline(0, color="#999999", linewidth=0.8)
+    ax.set(xlabel="difference of validation accuracy, percentage points")
+    return fig

@@ -1,60 +1,132 @@
 """How small a batch may be.
 
-Batch norm takes its means and variances from the batch: the fewer images, the noisier they are, so accuracy should
-fall. Group and layer norm look at one image at a time, and shouldn't care. Figure 1 of Wu and He 2018, "Group
-Normalization", shows that on ImageNet; there, each of 8 GPUs normalizes its own batch, and a step takes the gradient of
-all 8, here of the one batch. Equal epochs are more steps with smaller batches: 20,000 of 2 images, 312 of 128. So the
-gain of group and layer norm with smaller batches shows that they are undertrained with large ones.
-
-Learning rates scale with the root of the batch size, and the EMA of the weights and of batch norm's running statistics
-covers equally many images whatever the batch size.
+Batch normalization takes its means and variances from the batch: the fewer images, the noisier they are. Group and
+layer normalization look at one image at a time, and do not care (Wu and He 2018, "Group Normalization", figure 1). A
+smaller batch changes more than statistics, though: the number of steps and the noise of the gradient. So here each
+batch has 128 images, of which batch normalization normalizes sub-batches one by one, as each of several GPUs does with
+its own images ("ghost batch normalization", Hoffer et al. 2017, "Train longer, generalize better"). Nothing else
+differs. The trained networks of the scripts are then evaluated with the statistics of the batch itself instead of the
+running averages: batches of few images show how much the output for an image depends on the others.
 """
 
-import itertools
-import statistics
+import copy
+import dataclasses
 
-from studies import study
-from studies.study import SEEDS, accuracies, differs, plot_lines
-from support import plots
+import torch
+from torch import nn
 
-RATES = {"bn": (0.04, 0.5), "gn": (0.03, 0.3), "ln": (0.03, 0.3)}  # peak learning rates for batches of USUAL
-SIZES, USUAL, SMALL = (2, 4, 8, 16, 32, 64, 128, 256), 128, 2
-SETTING = ("10,000 training images, 4 epochs, 2 seeds, no dropout; learning rates scale with the root of the batch "
-           "size,\nthe EMA (of BN's statistics too) covers equally many images")
+import common
+from studies import stats
+from studies.study import LABELS, SEEDS, markdown, plot_line
+from support import cifar10, files, machine, plots, runs
+from support.plots import mean_and_sd
 
-
-def plan():
-    cells = {}
-    for variant, size, seed in itertools.product(RATES, SIZES, SEEDS[:2]):
-        scale = size / USUAL
-        max_lr, aux_lr = (rate * scale**0.5 for rate in RATES[variant])
-        cells[variant, size, seed] = variant, (
-            f"--train-images 10000 --epochs 4 --no-test --dropout 0 --batch-size {size} --max-lr {max_lr:.3g} "
-            f"--aux-lr {aux_lr:.3g} --ema-decay {0.995**scale:.6g} --seed {seed}")
-    return cells
+VARIANTS, SIZES, BATCH = ("bn", "gn", "ln"), (2, 4, 8, 16, 32, 64, 128), 128
+IMAGES, EPOCHS = 10_000, 4
+SETTING = (f"left: published networks of 3 seeds, statistics of the batch itself, validation images; right: {IMAGES:,} "
+           f"training images,\n{EPOCHS} epochs, {len(SEEDS)} seeds, batches of {BATCH} normalized in parts; bands: one "
+           "standard deviation")
 
 
-def plot(results):
-    fig, ax = plots.new_axes(9, 4.2, 1)
-    plot_lines(ax, results, lambda group: [100 - value for value in accuracies(group)])
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(SIZES, SIZES)
-    ax.invert_xaxis()
-    ax.set(xlabel="images per batch", ylabel="validation error, %")
-    ax.legend()
-    return fig
+class SubBatches(nn.Module):
+    """Apply a normalization to `size` images of a batch at a time in training: (N, C, H, W) -> the same."""
+
+    def __init__(self, norm, size):
+        super().__init__()
+        self.norm, self.size = norm, size
+
+    def forward(self, x):
+        return torch.cat([self.norm(part) for part in x.split(self.size)]) if self.training else self.norm(x)
 
 
-def finding(results):
-    changes = []
-    for variant in RATES:
-        usual, small = (accuracies(results[variant, size]) for size in (USUAL, SMALL))
-        noise = "" if differs(usual, small) else " (noise)"
-        changes.append(f"{variant.upper()} {statistics.mean(small) - statistics.mean(usual):+.1f}{noise}")
-    return f"Batches of {SMALL} instead of {USUAL}, in points of accuracy: {', '.join(changes)}"
+def trained_in_parts(variant, size, seed, device):
+    """Return the validation accuracy of a network whose batches are normalized in parts of `size` images."""
+    script = runs.load_script(variant)
+    recipe = dataclasses.replace(script, epochs=EPOCHS, batch_size=BATCH, dropout=0,
+                                 norm=lambda *args: SubBatches(script.norm(*args), size))
+    torch.manual_seed(seed)
+    model = common.build_model(recipe).to(device, memory_format=torch.channels_last)
+    images, targets = (values.to(device) for values in cifar10.load("train"))
+    train, val = common.split_indices(targets)
+    training = common.Training(model, recipe, (images[train[:IMAGES]], targets[train[:IMAGES]]), seed)
+    model.load_state_dict(common.train(training, (images[val], targets[val])))
+    return common.evaluate(model, images[val], targets[val])[1]
+
+
+@torch.no_grad()
+def by_batch_statistics(model, images, targets, size):
+    """Return the accuracy of a network in batches of `size` images, normalized by statistics of that batch."""
+    model, generator = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train()
+    order = torch.randperm(len(images), generator=generator)
+    order = order[: len(order) // size * size]
+    with common.autocast(images.device):
+        correct = [(model(common.normalize(images[index])).argmax(1) == targets[index]).sum() for index in
+                   order.split(size)]
+    return (sum(correct) / len(order)).item()
+
+
+def sizes_of(variant):
+    """Return the sizes to measure: two are enough where images do not affect each other."""
+    return SIZES if variant == "bn" else (SIZES[0], BATCH)
+
+
+def measure():
+    """Return accuracies over seeds, {"evaluated" or "trained": {variant: {size as text: list}}}."""
+    device = machine.find_device("auto")
+    images, targets = (values.to(device) for values in cifar10.load("train"))
+    val = common.split_indices(targets)[1]
+    models = {group[0]["variant"]: [common.load_model(files.RESULTS / run["run"]).to(device) for run in group]
+              for group in runs.published()}
+    evaluated = {variant: {size: [by_batch_statistics(model, images[val], targets[val], size) for model in seeds]
+                           for size in sizes_of(variant)} for variant, seeds in models.items()}
+    trained = {variant: {size: [trained_in_parts(variant, size, seed, device) for seed in SEEDS]
+                         for size in sizes_of(variant)} for variant in models if variant in VARIANTS}
+    return {"evaluated": evaluated, "trained": trained}
+
+
+def findings(results):
+    evaluated, trained = (
+        {(part, int(size)): [100 * value for value in values] for size, values in results[part]["bn"].items()}
+        for part in ("evaluated", "trained"))
+    lost = stats.contrast(evaluated, {("evaluated", 2): 1, ("evaluated", BATCH): -1})
+    tests = stats.against(trained, BATCH)
+    small = stats.contrast(trained, {("trained", 2): 1, ("trained", BATCH): -1})
+    same = [size for size in SIZES[:-1] if not tests["trained", size].significant]
+    flat = [values for variant in ("gn", "ln") for values in zip(*results["evaluated"][variant].values(), strict=True)]
+    return [
+        (f"With statistics of batches of 2 images, the trained network with batch normalization is {lost.size(1)} "
+         "percentage points less accurate than with those of 128.", lost.high < 0),
+        ("With group and layer normalization, the size of the batch makes no difference.",
+         all(max(values) - min(values) < 0.002 for values in flat)),
+        (f"Trained with statistics of 2 images, batch normalization loses {small.size(1)} percentage points; from 16 "
+         "images on, no significant difference is left.",
+         tests["trained", 2].significant and small.estimate < 0 and {16, 32, 64} <= set(same)),
+    ]
 
 
 def table(results):
-    columns = {size: str(size) for size in SIZES}
-    return (study.table(results, accuracies, "validation accuracy, %, in batches of", columns, reference=USUAL) +
-            f"\nBold: differs from batches of {USUAL} by more than twice the standard deviation.\n")
+    parts = []
+    for part, title in ("evaluated", "trained networks, statistics of batches of"), ("trained", "trained in parts of"):
+        rows = [[LABELS.get(variant, variant), *(mean_and_sd([100 * value for value in values[str(size)]])
+                 if str(size) in values else "" for size in SIZES)] for variant, values in results[part].items()]
+        parts.append(markdown([f"validation accuracy, %; {title}", *map(str, SIZES)], rows, "---:"))
+    return "\n".join(parts)
+
+
+def plot(results):
+    fig, axes = plots.new_axes(9, 4, 2)
+    for ax, variants in zip(axes, results.values(), strict=True):
+        for variant, values in variants.items():
+            groups = [[100 * value for value in group] for group in values.values()]
+            plot_line(ax, variant, list(map(int, values)), groups, marker="o", markersize=3,
+                      linestyle="-" if variant == "bn" else "--")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(SIZES, SIZES)
+        ax.grid(alpha=0.3)
+    axes[0].set(xlabel="images per batch, in evaluation", ylabel="validation accuracy, %")
+    axes[1].set(xlabel="images normalized together, in training", ylabel="validation accuracy, %")
+    axes[0].legend()
+    return fig

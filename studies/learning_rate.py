@@ -1,59 +1,88 @@
 """How high the learning rate may be.
 
 Ioffe and Szegedy 2015, "Batch Normalization", promise that it "enables higher learning rates": normalization undoes the
-scale of filters. Batch norm undoes that of each filter, group norm and layer norm only that of all filters of a group
-or a layer together (Ba et al. 2016, table 1). Bjorck et al. 2018, "Understanding Batch Normalization", see the main
-advantage of batch norm in that. The rate here drives c11 and the affine parameters, too, which no normalization
-protects; and the weights that "no norm" starts from suit neither it nor high rates.
+scale of filters, so a step that makes them large does no harm. Batch normalization undoes that of each filter, group
+and layer normalization only that of all filters of a group or a layer together (Ba et al. 2016, table 1). Bjorck et al.
+2018, "Understanding Batch Normalization", see its main advantage in that. The rate here is that of the filters under
+plain SGD, without momentum, warm-up or decay; the learning rate of c11 and of the affine parameters is 0.03 throughout.
+Without normalization, filters start so that activations keep their scale from layer to layer.
 """
 
 import statistics
 
-from studies.study import LABELS, NO_NORM, SEEDS, accuracies, bold_if, markdown, plot_lines
+from studies.study import LABELS, NO_NORM, SEEDS, accuracies, bold_if, markdown, plot_line
 from support import plots
 from support.plots import mean_and_sd
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-FRACTION = 0.8  # of a line's best accuracy: more than that counts as still trained
+CHANCE, TRAINED = 10, 0.8  # percent; a run has trained if it reaches this fraction of the best mean of its line
 FLAGS = ("--train-images 10000 --epochs 3 --no-test --dropout 0 --ema-decay 0 --optimizer SGD --momentum 0 "
          "--warmup-fraction 0 --decay-power 0 --weight-decay 0 --aux-lr 0.03")
-SETTING = "10,000 images, 3 epochs of plain SGD at a constant rate, 3 seeds"
+SETTING = ("10,000 training images, 3 epochs of plain SGD at a constant rate, 3 seeds; bands: one standard deviation;\n"
+           "crosses: rates at which a run diverged (its loss was not finite)")
 
 
 def plan():
-    return {(line, rate, seed): ("bn" if line == NO_NORM else line, f"{FLAGS} {'--no-norm ' * (line == NO_NORM)}"
+    return {(line, rate, seed): ("bn" if line == NO_NORM else line, f"{FLAGS}{' --no-norm' * (line == NO_NORM)} "
                                  f"--max-lr {rate} --seed {seed}")
             for line in LABELS for rate in RATES for seed in SEEDS}
 
 
-def plot(results):
-    fig, ax = plots.new_axes(9, 4.2, 1)
-    plot_lines(ax, results, accuracies)
-    ax.set_xscale("log")
-    ax.set(xlabel="peak learning rate (SGD)", ylabel="validation accuracy, %")
-    ax.legend()
-    return fig
+def diverged(results, line, rate):
+    """Return how many runs of a cell diverged."""
+    return sum(metrics["diverged"] for metrics in results[line, rate])
 
 
-def highest_stable(results, line):
-    """Return the highest rate at which no run diverges and mean accuracy is more than FRACTION of the line's best."""
-    means = {rate: statistics.mean(accuracies(results[line, rate])) for rate in RATES}
-    finite = [rate for rate in RATES if not any(metrics["diverged"] for metrics in results[line, rate])]
-    return max(rate for rate in finite if means[rate] > FRACTION * max(means.values()))
+def best(results, line):
+    """Return the rate with the highest mean accuracy of those at which no run diverges, and that accuracy."""
+    means = {rate: statistics.mean(accuracies(results[line, rate])) for rate in RATES
+             if not diverged(results, line, rate)}
+    return max(means.items(), key=lambda item: item[1])
 
 
-def finding(results):
-    return "Highest stable rate: " + ", ".join(f"{LABELS[line]} {highest_stable(results, line):g}" for line in LABELS)
+def highest(results, line):
+    """Return the highest rate at which no run diverges and all have trained."""
+    _, accuracy = best(results, line)
+    return max(rate for rate in RATES if not diverged(results, line, rate)
+               and min(accuracies(results[line, rate])) > TRAINED * accuracy)
+
+
+def findings(results):
+    limits, reached = ({line: measure(results, line) for line in LABELS} for measure in (highest, best))
+    return [
+        (f"Batch normalization trains at rates of up to {limits['bn']:g}, group normalization up to {limits['gn']:g}, "
+         f"layer normalization up to {limits['ln']:g}, and the network without normalization up to "
+         f"{limits[NO_NORM]:g}.", limits["bn"] > limits["gn"] >= limits["ln"] >= limits[NO_NORM]),
+        (f"High rates are not what makes it accurate: its best rate is {reached['bn'][0]:g}.",
+         reached["bn"][0] <= limits[NO_NORM]),
+    ]
 
 
 def table(results):
-    rows = [[LABELS[line]] for line in LABELS]
-    for row, line in zip(rows, LABELS, strict=True):
+    rows = []
+    for line in LABELS:
+        rows.append([LABELS[line]])
         for rate in RATES:
-            group = results[line, rate]
-            diverged = sum(metrics["diverged"] for metrics in group)
-            text = f"{diverged} of {len(group)} diverged" if diverged else mean_and_sd(accuracies(group))
-            row.append(bold_if(rate == highest_stable(results, line), text))
-    head = ["validation accuracy, %, at a learning rate of", *(f"{rate:g}" for rate in RATES)]
-    return (markdown(head, rows, "---:") + "\nBold: the highest stable rate, at which no run diverges and accuracy is "
-            f"more than {FRACTION:g} times the line's best.\n")
+            lost = diverged(results, line, rate)
+            reached = mean_and_sd(accuracies(results[line, rate]), "{:.1f}")
+            text = f"{lost} of {len(SEEDS)} diverged" if lost else reached
+            rows[-1].append(bold_if(rate == highest(results, line), text))
+    head = ["validation accuracy, %, at a rate of", *(f"{rate:g}" for rate in RATES)]
+    return (markdown(head, rows, "---:") + f"\nBold: the highest rate at which no run diverged and each reached more "
+            f"than {TRAINED:g} times the best mean accuracy of its row. Chance is {CHANCE} %.\n")
+
+
+def plot(results):
+    fig, ax = plots.new_axes(9, 4.2, 1)
+    for place, line in enumerate(LABELS):
+        whole = [rate for rate in RATES if not diverged(results, line, rate)]
+        plot_line(ax, line, whole, [accuracies(results[line, rate]) for rate in whole], marker="o", markersize=3)
+        lost = [rate for rate in RATES if rate not in whole]
+        ax.plot(lost, [2 + 1.8 * place] * len(lost), "x", color=plots.color_of(line))  # a row of crosses per line
+    ax.axhline(CHANCE, color="#bbbbbb", linewidth=0.8)
+    ax.text(RATES[0], CHANCE + 0.5, "chance", fontsize=8, color="#777777")
+    ax.set_xscale("log")
+    ax.grid(alpha=0.3)
+    ax.set(xlabel="learning rate of the filters (plain SGD)", ylabel="validation accuracy, %", ylim=(0, None))
+    ax.legend()
+    return fig

@@ -1,9 +1,12 @@
 """What a normalization does.
 
-Each norm takes from activations (N, C, H, W) the mean of a set of them, and divides by its standard deviation; they
-differ in the set (Wu and He 2018, "Group Normalization", figure 2). Batch norm's is a channel in all images, so each
-channel should leave it with mean 0 and deviation 1. Group and layer norm's are several channels of one image: together
-those have mean 0 and deviation 1, but each on its own may keep its own mean and variance.
+Each normalization takes from activations (N, C, H, W) the mean of a set of them, and divides by its standard deviation;
+they differ in the set (Wu and He 2018, "Group Normalization", figure 2). Batch normalization's is a channel in all
+images, so each channel leaves it with mean 0 and deviation 1. Group and layer normalization's are several channels of
+one image: together those have mean 0 and deviation 1, but each on its own may keep its own mean and variance.
+
+A normalization undoes any factor that all of a set share (Ba et al. 2016, "Layer Normalization", table 1): batch
+normalization that of a single filter, group normalization that of all filters of a group, or the contrast of an image.
 """
 
 import numpy
@@ -14,46 +17,65 @@ import common
 from studies.study import LABELS, markdown
 from support import cifar10, files, plots, runs
 
-LAYER, CHANNELS, IMAGES, BINS = "C5", 8, 128, 100
+LAYER, CHANNELS, IMAGES, BINS, FACTOR = "C5", 8, 128, 100, 10
 CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
 SETTING = (f"{CHANNELS} channels of {LAYER} in the published networks of seed 0, {IMAGES} validation images; without "
-           "the norm's own weight and bias")
+           "the learned weight and bias")
+CHANGES = {"filter": "one filter × 10", "filters": "all filters × 10", "image": "one image × 10: its own output",
+           "others": "one image × 10: output of the others"}
 
 
-def activations(folder, images):
-    """Return input and output of LAYER's normalization in a saved network, (N, C, H, W) each, without weight and bias.
+def build_norm(variant, channels):
+    """Return a variant's normalization in training mode, before its weight and bias are learned."""
+    recipe = runs.load_script(variant)
+    groups = [] if recipe.groups is None else [channels if recipe.groups == "channels" else recipe.groups]
+    return recipe.norm(channels, *groups).train()
 
-    Empty if the network has no normalization.
-    """
-    model, seen = common.load_model(folder), {}
-    norm = getattr(model.get_submodule(LAYER), "norm", None)
-    if norm is None:
-        return seen
-    for name, neutral in ("weight", 1.0), ("bias", 0.0):
-        if getattr(norm, name, None) is not None:
-            nn.init.constant_(getattr(norm, name), neutral)
-    norm.register_forward_hook(lambda layer, inputs, output: seen.update(before=inputs[0], after=output))
-    model.train()  # batch norm by the statistics of this batch
-    for layer in model.modules():
-        layer.training &= not isinstance(layer, nn.Dropout2d)
-    with torch.no_grad():
-        model(common.normalize(images))
-    return {name: values.float() for name, values in seen.items()}
+
+def convolved(model, name, images):
+    """Return the output of a convolution in a network, before normalization, (N, C, H, W)."""
+    seen = []
+    model.get_submodule(name).conv.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    model(common.normalize(images))
+    return seen[0]
+
+
+def histograms(values):
+    """Return histograms, means and deviations of single channels of activations (N, C, H, W)."""
+    low, high = values.min().item(), values.max().item()
+    channels = values[:, :CHANNELS].transpose(0, 1).flatten(1)  # (CHANNELS, N*H*W)
+    return {"low": low, "high": high, "counts": [channel.histc(BINS, low, high).tolist() for channel in channels],
+            "means": channels.mean(1).tolist(), "deviations": channels.std(1).tolist()}
+
+
+def changes(norm, x):
+    """Return how much scaling x (N, C, H, W) by FACTOR changes norm(x): RMS of the change relative to its own."""
+    def change(scaled, seen=slice(None)):
+        before, after = norm(x)[seen], norm(scaled)[seen]
+        return ((after - before).square().mean() / before.square().mean()).sqrt().item()
+
+    one_filter = [torch.cat([x[:, :c], FACTOR * x[:, c:c + 1], x[:, c + 1:]], 1) for c in range(x.shape[1])]
+    one_image = torch.cat([FACTOR * x[:1], x[1:]])
+    return {"filter": sum(map(change, one_filter)) / len(one_filter), "filters": change(FACTOR * x),
+            "image": change(one_image, slice(0, 1)), "others": change(one_image, slice(1, None))}
 
 
 def measure():
-    """Return histograms, means and deviations of single channels "before" and "after" the norm of each variant."""
+    """Return {variant: {"before" and "after": histograms(), "changes": changes()}}, and "in": changes of instance norm.
+
+    Changes are those of C1, which sees the image itself.
+    """
     images, targets = cifar10.load("train")
     images, numbers = images[common.split_indices(targets)[1][:IMAGES]], {}
-    for group in runs.published():
-        variant = group[0]["variant"]
-        for name, values in activations(files.RESULTS / variant, images).items():
-            low, high = values.min().item(), values.max().item()
-            channels = values[:, :CHANNELS].transpose(0, 1).flatten(1)  # (CHANNELS, N*H*W)
-            numbers.setdefault(variant, {})[name] = {
-                "low": low, "high": high, "counts": [channel.histc(BINS, low, high).tolist() for channel in channels],
-                "means": channels.mean(1).tolist(), "deviations": channels.std(1).tolist()}
-    return numbers
+    for variant in [group[0]["variant"] for group in runs.published()]:
+        model = common.load_model(files.RESULTS / variant)
+        if hasattr(model.C1, "norm"):
+            with torch.no_grad():
+                x, first = convolved(model, LAYER, images), convolved(model, "C1", images)
+                numbers[variant] = {"before": histograms(x), "after": histograms(build_norm(variant, x.shape[1])(x)),
+                                    "changes": changes(build_norm(variant, first.shape[1]), first)}
+                instance = {"in": {"changes": changes(nn.GroupNorm(first.shape[1], first.shape[1]), first)}}
+    return numbers | instance
 
 
 def shared_statistics(variant):
@@ -91,7 +113,8 @@ def plot(results):
             cube = fig.add_subplot(len(shown), 3, 3 * row + 1, projection="3d")
             plot_cube(cube, shared, plots.color_of(variant))
             cube.set_title(f"{LABELS.get(variant, variant)}: the colored elements\nare normalized together", fontsize=9)
-        for column, (name, values) in enumerate(results[variant].items()):
+        for column, name in enumerate(("before", "after")):
+            values = results[variant][name]
             ax = fig.add_subplot(len(shown), 3, 3 * row + 2 + column)
             edges = numpy.linspace(values["low"], values["high"], BINS + 1)
             for counts in values["counts"]:
@@ -102,15 +125,32 @@ def plot(results):
     return fig
 
 
-def finding(results):
-    means = {variant: results[variant]["after"]["means"] for variant in runs.variants() if variant in results}
-    apart = [f"{max(values) - min(values):.2f} ({variant.upper()})" for variant, values in means.items()]
-    return ("Batch norm gives every channel a mean of 0, group and layer norm only several channels together:\n"
-            f"after the norm, channel means are up to {', '.join(apart)} apart")
+def findings(results):
+    apart = {variant: max(means) - min(means) for variant in ("bn", "gn", "ln")
+             for means in [results[variant]["after"]["means"]]}
+    bn, gn, ln, instance = (results[name]["changes"] for name in ("bn", "gn", "ln", "in"))
+    return [
+        ("Batch normalization gives every channel a mean of 0. Group and layer normalization do that for several "
+         f"channels together: the means of channels stay up to {apart['gn']:.2f} and {apart['ln']:.2f} apart.",
+         apart["bn"] < 0.1 < 0.3 < min(apart["gn"], apart["ln"])),
+        ("All undo a factor that all filters of a layer share, but only batch and instance normalization that of a "
+         "single filter.", all(values["filters"] < 0.01 for values in (bn, gn, ln, instance)) and
+         max(bn["filter"], instance["filter"]) < 0.01 < 0.1 < min(gn["filter"], ln["filter"])),
+        ("Group, layer and instance normalization undo the contrast of an image. Batch normalization does not: with "
+         "it, one image changes the output for all others.",
+         max(values[key] for values in (gn, ln, instance) for key in ("image", "others")) < 0.01 and
+         min(bn["image"], bn["others"]) > 0.1),
+    ]
 
 
 def table(results):
+    shown = {variant: results[variant] for variant in (*runs.variants(), "in") if variant in results}
     columns = [(when, what) for when in ("before", "after") for what in ("means", "deviations")]
-    rows = [[LABELS.get(variant, variant), *(value_range(results[variant][when][what]) for when, what in columns)]
-            for variant in runs.variants() if variant in results]
-    return markdown(["channels of", *(f"{what} {when}" for when, what in columns)], rows, "---:")
+    names = LABELS | {"in": "instance norm"}
+    rows = [[names.get(variant, variant), *(value_range(values[when][what]) for when, what in columns)]
+            for variant, values in shown.items() if variant != "in"]
+    scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
+              for key, text in CHANGES.items()]
+    return (markdown(["channels of", *(f"{what} {when}" for when, what in columns)], rows, "---:") + "\n" +
+            markdown(["change of the output of C1", *(names.get(name, name) for name in shown)], scaled, "---:") +
+            "\nChanges are root mean squares, relative to that of the output.\n")

@@ -1,12 +1,15 @@
 """Run a study, or train the scripts with several seeds: `python -m studies.run NAME`."""
 
 import argparse
+import importlib
 
 import common
-from studies import ablation, batch_size, connections, corruptions, dropout, groups, learning_rate, norms, study
+from studies import study
 from support import cli, files, machine, runs
 
-STUDIES = (norms, connections, dropout, groups, batch_size, learning_rate, corruptions)  # in the order of the pages
+QUICK = "norms signals predictions".split()  # seconds: measured again with every new run
+NAMES = [*QUICK, *"connections dropout groups batch_size learning_rate corruptions ablation".split()]  # as on the pages
+STUDIES = [importlib.import_module(f"studies.{name}") for name in NAMES]
 
 
 def train_seeds(options):
@@ -19,13 +22,20 @@ def train_seeds(options):
                   if runs.is_current(folders[title], precision) else None)
 
 
+def run_study(module, options):
+    """Run or measure what a study is missing, write its figure, and print its findings."""
+    if hasattr(module, "plan"):
+        study.run_missing(module, options)
+    elif not options.list:
+        files.write_file(study.numbers_file(module), runs.to_json(module.measure()))
+    if not options.list:
+        print(study.plot_study(module) or "nothing to plot yet: type `make all`")
+
+
 def main(argv=None):
-    """Run or measure what a study is missing, write its figure, and print its finding."""
-    modules = {study.name_of(module): module for module in (*STUDIES, ablation)}
     parser = argparse.ArgumentParser(prog="python -m studies.run", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("name", choices=[*modules, "seeds"], help="what to run")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core and 2 GB of "
-                        "memory; on a GPU, one)")
+    parser.add_argument("name", choices=["seeds", "quick", *NAMES], help="what to run; quick: what takes seconds")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU, one)")
     parser.add_argument("--list", action="store_true",
                         help="print the command of each missing run, one per line, and run nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=study.SEEDS, help="for `seeds` (default: 0 1 2)")
@@ -33,13 +43,9 @@ def main(argv=None):
     with cli.exit_on_error(options.name):
         if options.name == "seeds":
             return train_seeds(options)
-        module = modules[options.name]
-        if hasattr(module, "plan"):
-            study.run_missing(module, options)
-        if hasattr(module, "measure") and not options.list:
-            files.write_file(study.results_file(module, "json"), runs.to_json(module.measure()))
-        if hasattr(module, "plot") and not options.list:
-            print(study.plot_study(module) or "nothing to plot yet: type `make all`")
+        for module in STUDIES:
+            if study.name_of(module) in (QUICK if options.name == "quick" else [options.name]):
+                run_study(module, options)
 
 
 if __name__ == "__main__":

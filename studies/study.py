@@ -1,12 +1,13 @@
-"""What the studies share: runs in parallel, their saved metrics, statistics, tables and figures.
+"""What the studies share: runs in parallel, their saved metrics, findings, tables and figures.
 
 A study is a module: its docstring has a title and what theory expects; SETTING is what its runs have in common; plan()
-returns the runs, {(line, x, seed): (variant, flags)}, or measure() returns numbers to save, or it has both; finding(),
-table() and plot() return a sentence, Markdown and a figure of the results. `python -m studies.run NAME` runs one.
+returns the runs, {(line, x, seed): (variant, flags)}, or measure() returns numbers to save as <study>.json; table() and
+plot() return Markdown and a figure of the results. findings() returns a person's sentences, each with whether the
+results support it. `python -m studies.run NAME` runs a study.
 
-Each run of a study leaves <run>.json in results/studies/.unfinished/<study>/; the study collects them in one file,
-results/studies/<study>.jsonl, a line each. A run that finished or diverged is not repeated unless the recipe of its
-script changes, and an interrupted one resumes. A run without any change to its script is that of the published results.
+Each run leaves <run>.json in results/studies/.unfinished/; a study collects its runs in results/studies/runs.jsonl, a
+line each, where other studies find them, too. A run that finished or diverged is not repeated unless the recipe of its
+script changes, and an interrupted one resumes.
 """
 
 import concurrent.futures
@@ -14,21 +15,19 @@ import contextlib
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import torch
 
-from support import cifar10, cli, files, machine, plots, runs
+from studies import stats
+from support import cifar10, cli, files, plots, runs
 from support.files import RunError
 from support.plots import mean_and_sd
 
-SEEDS = (0, 1, 2)
-MORE_SEEDS = (0, 1, 2, 3, 4)  # of runs that take a minute or two
-NO_NORM = "none"
+SEEDS, MORE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)  # more of runs that take a minute or two
+NO_NORM, UNSUPPORTED = "none", "A finding that stood here is not supported by these results"
 LABELS = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
 GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches all processes of a terminal
 
@@ -37,44 +36,60 @@ GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches a
 
 
 def name_of(study):
-    """Return the name of a study: of its module, its figure and its saved metrics."""
+    """Return the name of a study: of its module, its figure and its saved numbers."""
     return study.__name__.rpartition(".")[2]
+
+
+def title_of(study):
+    """Return the first sentence of a study's docstring, without its full stop."""
+    return study.__doc__.partition(".")[0]
 
 
 def results_of(study):
     """Return the results of a study from the saved files, or None if something is missing. Raises RunError."""
-    if hasattr(study, "measure") and not measured(study):
-        return None
-    return by_cell(study) if hasattr(study, "plan") else measured(study)
+    path = numbers_file(study)
+    return by_cell(study) if hasattr(study, "plan") else runs.read_json(path)[0] if path.exists() else None
+
+
+def findings(study, results):
+    """Return pairs of a sentence and whether the results support it, or none if they lack a variant."""
+    with contextlib.suppress(KeyError):  # its script was deleted
+        return study.findings(results)
+    return []
+
+
+def findings_text(study, results):
+    """Return the sentences of a study; those that the results do not support are replaced."""
+    return " ".join(text if holds else f"({UNSUPPORTED}.)" for text, holds in findings(study, results))
+
+
+def unsupported(study):
+    """Return the sentences of a study that its saved results do not support. Raises RunError."""
+    results = results_of(study)
+    return [text for text, holds in (findings(study, results) if results else ()) if not holds]
 
 
 def plot_study(study):
-    """Write the figure of a study if its results are complete; return the finding, or None."""
+    """Write the figure of a study, if it has one and its results are complete; return its findings, or None."""
     if not (results := results_of(study)):
         return None
-    finding = study.finding(results)
-    plots.save_figure(study.plot(results), f"{finding}\n{study.SETTING}", files.RESULTS / f"{name_of(study)}.png")
-    return finding
+    if hasattr(study, "plot"):
+        plots.save_figure(study.plot(results), title_of(study), files.RESULTS / f"{name_of(study)}.png", study.SETTING)
+    return findings_text(study, results)
 
 
 # --- Runs in parallel ---
 
 
 def default_jobs():
-    """Return how many runs fit on this machine at a time: one per core and 2 GB of memory; on a GPU, one."""
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        return 1
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
-    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return max(1, min(torch.get_num_threads(), memory // (2 * 10**9)))
+    """Return how many runs to start at a time: one per core; on a GPU, one."""
+    return 1 if torch.cuda.is_available() or torch.backends.mps.is_available() else torch.get_num_threads()
 
 
 def run_all(commands, options, metrics_of):
     """Run {title: (script, *flags)}, options.jobs at a time, and print a line for each that ends; or list them.
 
-    `metrics_of(title)` returns the metrics that a run left, or None. A single run at a time writes to the terminal
-    itself. Raises RunError at the end if some left no metrics; one that diverged does.
+    `metrics_of(title)` returns the metrics that a run left, or None. Raises RunError at the end if some left none.
     """
     if options.jobs is not None and options.jobs < 1:
         raise RunError(f"--jobs must be 1 or more, got {options.jobs}")
@@ -83,14 +98,14 @@ def run_all(commands, options, metrics_of):
         return print("".join(f"{shlex.join(command)}\n" for command in commands.values()), end="", flush=True)
     cifar10.load("train"), runs.checkout_id()  # once, not in every run
     jobs = min(options.jobs or default_jobs(), len(commands))
-    environment = os.environ | {machine.PARENT: str(os.getpid())}
-    parallel = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if jobs > 1 else {}
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // jobs))
+    settings = {"cwd": files.ROOT, "text": True, "errors": "replace"}
+    if jobs > 1:  # a single run at a time writes to the terminal itself, and has all threads
+        settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
+                     "env": os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}}
     processes, interrupted, failures = [], threading.Event(), []
 
     def work(command):
-        process = subprocess.Popen(command, cwd=files.ROOT, env=environment, text=True, errors="replace", **parallel)
+        process = subprocess.Popen(command, **settings)
         processes.append(process)
         if interrupted.is_set():
             process.terminate()
@@ -121,42 +136,41 @@ def run_all(commands, options, metrics_of):
 
 def run_missing(study, options):
     """Run what is missing of a study's plan, or made by other recipes than today's, or list it. Raises RunError."""
-    folder, wanted = staging_folder(study), planned_runs(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.lock(folder / "lock", f"the study {name_of(study)} is already being run"):
-        collect(study, wanted)
-        saved, save = saved_runs(study), ["--metrics-only", "--output-dir", os.path.relpath(folder, files.ROOT)]
+    staging_folder().mkdir(parents=True, exist_ok=True)
+    with files.lock(staging_folder() / "lock", "a study is already being run"):
+        wanted = {run: planned_run(*run) for run in study.plan().values()}
+        collect(wanted)
+        saved, save = saved_runs(), ["--metrics-only", "--output-dir", os.path.relpath(staging_folder(), files.ROOT)]
         missing = {f"{variant}.py {flags}": (variant, flags) for (variant, flags), (_, recipe) in wanted.items()
                    if saved.get((variant, flags), {}).get("recipe") != recipe}
         commands = {title: [f"{variant}.py", *shlex.split(flags), *save] for title, (variant, flags) in missing.items()}
         try:
-            run_all(commands, options, lambda title: finished_runs(study, wanted).get(missing[title]))
+            run_all(commands, options, lambda title: staged_run(*wanted[missing[title]]))
         finally:
-            collect(study, wanted)
+            collect(wanted)
 
 
 # --- Saved metrics: a line per run with its flags, so that it stays what it was when a script changes ---
 
 
-def results_file(study, ending="jsonl"):
-    """Return the file of a study's runs, or with "json" of its measurement."""
-    return files.RESULTS / "studies" / f"{name_of(study)}.{ending}"
+def numbers_file(study):
+    """Return the file of what a study measured."""
+    return files.RESULTS / "studies" / f"{name_of(study)}.json"
 
 
-def staging_folder(study):
-    """Return the folder in which the runs of a study leave their metrics."""
-    return files.RESULTS / "studies" / ".unfinished" / name_of(study)
+def runs_file():
+    """Return the file of the runs of all studies."""
+    return files.RESULTS / "studies" / "runs.jsonl"
 
 
-def measured(study):
-    """Return what a study's measurement returned when it was last made, or None. Raises RunError."""
-    path = results_file(study, "json")
-    return runs.read_json(path)[0] if path.exists() else None
+def staging_folder():
+    """Return the folder in which runs leave their metrics."""
+    return files.RESULTS / "studies" / ".unfinished"
 
 
-def saved_runs(study):
-    """Return the metrics in a study's file, {(variant, flags): metrics}. Raises RunError."""
-    lines = runs.read_json(results_file(study)) if results_file(study).exists() else []
+def saved_runs():
+    """Return the metrics of the runs of all studies, {(variant, flags): metrics}. Raises RunError."""
+    lines = runs.read_json(runs_file()) if runs_file().exists() else []
     return {(line["variant"], line["flags"]): line for line in lines}
 
 
@@ -166,44 +180,43 @@ def planned_run(variant, flags):
     return options.run, options.identity["recipe"]
 
 
-def planned_runs(study):
-    """Return what today's scripts make of a study's plan, {(variant, flags): (run, recipe)}. Raises RunError."""
-    return {planned: planned_run(*planned) for planned in study.plan().values()}
+def staged_run(run, recipe):
+    """Return the metrics that a run left in the staging folder, or None if there are none of this recipe."""
+    path = staging_folder() / f"{run}.json"
+    metrics = runs.read_json(path)[0] if path.exists() else None
+    return metrics if metrics and metrics["recipe"] == recipe else None
 
 
-def finished_runs(study, wanted):
-    """Return the runs of planned_runs() that wait to be collected or are published, {(variant, flags): metrics}."""
-    available = {f"{run['run']}-no-test": run for group in runs.published() for run in group}
-    available |= {path.stem: runs.read_json(path)[0] for path in staging_folder(study).glob("*.json")}
-    return {key: available[run] for key, (run, recipe) in wanted.items()
-            if run in available and available[run]["recipe"] == recipe}
-
-
-def collect(study, wanted):
-    """Add finished runs to a study's file by one atomic write, then delete their files in the staging folder."""
-    saved, found = saved_runs(study), finished_runs(study, wanted)
-    lines = saved | {key: run | {"flags": key[1]} for key, run in found.items()}
-    if lines != saved:
-        files.write_file(results_file(study), "".join(f"{json.dumps(line)}\n" for line in lines.values()).encode())
+def collect(wanted):
+    """Move staged runs of {(variant, flags): planned_run()} to the file of all runs, by one atomic write."""
+    staged = {key: staged_run(*planned) for key, planned in wanted.items()}
+    if found := {key: run | {"flags": key[1]} for key, run in staged.items() if run}:
+        lines = (saved_runs() | found).values()
+        files.write_file(runs_file(), "".join(f"{json.dumps(line)}\n" for line in lines).encode())
     for key in found:
-        (staging_folder(study) / f"{wanted[key][0]}.json").unlink(missing_ok=True)
+        (staging_folder() / f"{wanted[key][0]}.json").unlink()
 
 
 def by_cell(study):
     """Return the metrics of a study's plan as {(line, x): a list over the seeds}, or None if a run is missing."""
-    saved, results = saved_runs(study), {}
+    saved, results = saved_runs(), {}
     for (line, x, _), run in study.plan().items():
         results.setdefault((line, x), []).append(saved.get(run))
     return None if any(None in group for group in results.values()) else results
 
 
+def runs_of(study, only=None):
+    """Return the saved runs of a study's plan, or of one variant in it, {(variant, flags): metrics}."""
+    planned, saved = study.plan().values() if hasattr(study, "plan") else (), saved_runs()
+    return {run: saved[run] for run in planned if run in saved and only in (None, run[0])}
+
+
 def origin(study, only=None):
     """Return in brackets how the recipes of a study's runs (of one variant) differ from today's; empty if equal."""
-    saved, changes = saved_runs(study), {}
-    planned = study.plan().values() if hasattr(study, "plan") else ()
-    for variant, flags in (run for run in planned if run in saved and only in (None, run[0])):
+    changes = {}
+    for (variant, flags), metrics in runs_of(study, only).items():
         try:
-            found = files.differences(saved[variant, flags]["recipe"], planned_run(variant, flags)[1])
+            found = files.differences(metrics["recipe"], planned_run(variant, flags)[1])
         except RunError as error:
             found = [str(error)]
         changes.setdefault(variant, {}).update(dict.fromkeys(found))
@@ -211,7 +224,13 @@ def origin(study, only=None):
     return f" [{'; '.join(texts)}]" if texts else ""
 
 
-# --- Statistics, tables, figures ---
+def made_on(study):
+    """Return "; made on" the machines and versions of PyTorch of a study's runs, or nothing if it has none."""
+    found = sorted({f"{run['processor']}, {run['precision']}, torch {run['torch']}" for run in runs_of(study).values()})
+    return f"; made on {' and '.join(found)}" if found else ""
+
+
+# --- Tables and figures ---
 
 
 def accuracies(group, part="val"):
@@ -230,16 +249,6 @@ def gaps(group):
     return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group), strict=True)]
 
 
-def differs(a, b):
-    """Return whether the means of two lists differ by more than twice the larger standard deviation."""
-    return abs(statistics.mean(a) - statistics.mean(b)) > 2 * max(statistics.stdev(a), statistics.stdev(b))
-
-
-def exceeds(a, b):
-    """Return whether the mean of the first list is higher by more than that."""
-    return differs(a, b) and statistics.mean(a) > statistics.mean(b)
-
-
 def bold_if(condition, text):
     return f"**{text}**" if condition else text
 
@@ -250,14 +259,21 @@ def markdown(head, rows, align="---"):
     return "".join("| " + " | ".join(row) + " |\n" for row in [head, rule, *rows])
 
 
-def table(results, measure, row_header, columns, reference):
-    """Return a table of measure(runs), a row per line and a column per x; bold differs from x = reference."""
-    rows = []
-    for line in dict.fromkeys(line for line, _ in results):
-        values = {x: measure(results[line, x]) for x in columns}
-        rows.append([LABELS.get(line, line), *(bold_if(differs(values[x], values[reference]), mean_and_sd(values[x]))
-                                    for x in columns)])
-    return markdown([row_header, *columns.values()], rows, "---:")
+def table(results, measure, row_header, columns, reference, digits=2):
+    """Return a table of measure(runs), a row per line, a column per x of `columns`, and its tests against a reference.
+
+    The last row has the difference from the reference over all lines; below it stands whether the lines differ in it.
+    """
+    cells = {(line, x): measure(group) for (line, x), group in results.items()}
+    lines, tests, text = dict.fromkeys(line for line, _ in cells), stats.against(cells, reference), f"{{:.{digits}f}}"
+    rows = [[LABELS.get(line, line), *(bold_if(x != reference and tests[line, x].significant,
+                                               mean_and_sd(cells[line, x], text)) for x in columns)] for line in lines]
+    overall = stats.holm({x: stats.main_effect(cells, x, reference) for x in columns if x != reference})
+    rows.append(["difference, mean of all", *("" if x == reference else bold_if(overall[x].significant,
+                                                                            overall[x].text(digits)) for x in columns)])
+    return (markdown([row_header, *columns.values()], rows, "---:") +
+            f"\nBold: significant, compared with {columns[reference]}. Does the effect depend on the normalization? "
+            f"F-test: p = {stats.interaction(cells):.2f}.\n")
 
 
 def plot_line(ax, line, xs, values, title=None, **style):
@@ -266,10 +282,21 @@ def plot_line(ax, line, xs, values, title=None, **style):
 
 
 def plot_lines(ax, results, measure):
-    """Plot all lines of the results; a run that diverged is marked by a cross."""
+    """Plot all lines of the results."""
     for line in dict.fromkeys(line for line, _ in results):
         xs = [x for other, x in results if other == line]
         plot_line(ax, line, xs, [measure(results[line, x]) for x in xs], marker="o", markersize=3)
-        lost = [(x, *measure([metrics])) for x in xs for metrics in results[line, x] if metrics["diverged"]]
-        ax.plot([x for x, _ in lost], [y for _, y in lost], "x", markersize=8, color=plots.color_of(line))
     ax.grid(alpha=0.3)
+
+
+def plot_intervals(ax, cells, columns):
+    """Plot the means of {(line, x): values} side by side for each x of `columns`, with 95 % confidence intervals."""
+    lines = list(dict.fromkeys(line for line, _ in cells))
+    for place, line in enumerate(lines):
+        found = [stats.contrast(cells, {(line, x): 1}) for x in columns]
+        at = [column + 0.18 * (place - (len(lines) - 1) / 2) for column in range(len(columns))]
+        ax.errorbar(at, [mean.estimate for mean in found], [mean.estimate - mean.low for mean in found], fmt="o",
+                    capsize=3, color=plots.color_of(line), label=LABELS.get(line, line))
+    ax.set_xticks(range(len(columns)), columns.values())
+    ax.set_xlim(-0.5, len(columns) - 0.5)
+    ax.grid(alpha=0.3, axis="y")

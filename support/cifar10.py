@@ -15,10 +15,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import numpy
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 
 from support import files
 from support.files import RunError
@@ -137,26 +135,3 @@ def write_batches(images, labels):
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != MD5[name]:
             raise RunError(f"{name} does not hold the official images and labels")
         files.write_file(files.DATA / name, data)
-
-
-def to_batch(images):
-    """Convert paths, PIL images or uint8 (N, 3, H, W) to uint8 (N, 3, 32, 32) as viewers show it. Raises ValueError."""
-    if isinstance(images, torch.Tensor):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            raise ValueError(f"images must be uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-        if images.shape[2:] == (32, 32):
-            return images
-        return F.interpolate(images.float(), (32, 32), mode="bilinear", antialias=True).round().byte()
-    images = images if isinstance(images, (list, tuple)) else [images]
-    if not images or not all(isinstance(image, (str, Path, Image.Image)) for image in images):
-        raise ValueError(f"images must be paths, PIL images or a tensor, got {images!r:.100}")
-    pixels = []
-    for image in images:
-        # turned by its EXIF orientation, 16-bit gray scaled to 8 bits, on white where it is transparent
-        image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
-        if image.mode.startswith("I"):
-            image = Image.fromarray((numpy.array(image) / 257).round().astype(numpy.uint8))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        pixels.append(torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1)[None])  # (1, 3, H, W)
-    return torch.cat([to_batch(image) for image in pixels])

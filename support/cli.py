@@ -11,7 +11,7 @@ from pathlib import Path
 from support import files, machine
 from support.files import RunError
 
-RESERVED = """all seeds test test-all data summary plots check bench ablation clean help venv common studies support
+RESERVED = """all seeds test test-all data summary plots check bench clean help venv common studies support
     tests tools results""".split()  # names of make targets and folders
 
 

@@ -3,33 +3,21 @@
 import argparse
 import contextlib
 import functools
-import os
 import platform
 import resource
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 import torch
 
-PARENT = "TRAINED_BY"  # environment variable: the process that a run must not outlive
-
 
 def interrupt_on_sigterm():
-    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does; a run gets one when its PARENT process has ended."""
+    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
-    def watch(parent):
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     signal.signal(signal.SIGTERM, interrupt)
-    if PARENT in os.environ:
-        threading.Thread(target=watch, args=(int(os.environ[PARENT]),), daemon=True).start()
 
 
 def peak_memory_mb():

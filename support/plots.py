@@ -29,9 +29,10 @@ def new_axes(width, height, columns, rows=1):
     return fig, fig.subplots(rows, columns)
 
 
-def save_figure(fig, title, path):
-    """Write a figure with a title as PNG. Raises RunError."""
-    fig.suptitle(title, fontsize=10)
+def save_figure(fig, title, path, caption=""):
+    """Write a figure with a title above and a caption below it as PNG. Raises RunError."""
+    fig.suptitle(title, fontsize=11)
+    fig.supxlabel(caption, fontsize=8, color="#555555")
     buffer = io.BytesIO()
     fig.savefig(buffer)
     write_file(path, buffer.getvalue())

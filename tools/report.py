@@ -5,7 +5,7 @@ import re
 import statistics
 
 import common
-from studies import ablation, connections, dropout
+from studies import connections, dropout, stats, study
 from studies.run import STUDIES
 from studies.study import accuracies, by_cell, gaps, markdown, name_of, origin, plot_study, results_of
 from support import cifar10, cli, files, inspection, plots, runs
@@ -101,11 +101,11 @@ def report(groups):
     parts.append(f"## The variants next to each other\n\n{tables(groups)}\n"
                  "![Validation loss and accuracy of the variants per epoch](comparison.png)\n")
     lines = []
-    for study in STUDIES:
-        results, target = results_of(study), target_of(study)
-        text = study.finding(results) if results else f"not measured yet, {target} does that"
-        lines.append(f"- {study.__doc__.partition('.')[0]}: {' '.join(text.split()).rstrip('.')}{origin(study)}.\n")
-    return "\n".join([*parts, "## Findings\n\nFrom [the studies](studies.md); noise: twice the standard deviation.\n",
+    for module in STUDIES:
+        results = results_of(module)
+        text = study.findings_text(module, results) if results else f"not measured yet: {target_of(module)}."
+        lines.append(f"- {study.title_of(module)}: {text}{origin(module)}\n")
+    return "\n".join([*parts, f"## Findings\n\nFrom [the studies](studies.md). {stats.DEFINITION}\n",
                       "".join(lines), f"## Links\n\n{LINKS}"])
 
 
@@ -147,39 +147,38 @@ def section(group):
         "### Results\n", *lines, "", *figures[:2], "### Misclassified images\n", figures[2]])
 
 
-def target_of(study):
+def target_of(module):
     """Return the Make target that runs a study, as Markdown."""
-    return f"`make study-{name_of(study).replace('_', '-')}`"
+    return f"`make study-{name_of(module).replace('_', '-')}`"
 
 
-def effect(study, variant, title, names):
+def effect(module, variant, title, names):
     """Return a line on what a study measured for a variant, or on how to measure it."""
-    cells = {names[x]: group for (line, x), group in (by_cell(study) or {}).items() if line == variant}
+    cells = {names[x]: group for (line, x), group in (by_cell(module) or {}).items() if line == variant}
     if not cells:
-        return f"- {title}: not measured for this variant" + f": {target_of(study)}" * (variant in NAMES)
+        return f"- {title}: not measured for this variant" + f": {target_of(module)}" * (variant in NAMES)
     values = [f"{x} {mean_and_sd(accuracies(group))} % ({mean_and_sd(gaps(group))})" for x, group in cells.items()]
     images = next(iter(cells.values()))[0]["train_images"]
     return (f"- {title} ([study](studies.md), {images:,} images): validation accuracy, and in brackets training minus "
-            f"validation accuracy in points: {'; '.join(values)}{origin(study, variant)}")
+            f"validation accuracy in percentage points: {'; '.join(values)}{origin(module, variant)}")
 
 
 def studies_page():
     """Return results/studies.md, with a section for each study."""
-    parts = ["# Studies\n\nOne question each, with what theory expects. Written from the files in results/studies/.\n"]
-    if (files.RESULTS / "augmentation.png").exists():
-        parts.append("## What the network sees in training\n\n![The first image of each class, original and augmented]"
-                     "(augmentation.png)\n\nPlotted by `make study-augmentation`.\n")
-    for study in STUDIES:
-        name, paragraphs = name_of(study), study.__doc__.strip().split("\n\n")[1:]
-        theory = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        results, target = results_of(study), target_of(study)
-        parts.append(f"## {study.__doc__.partition('.')[0]}\n\n{theory}\n")
+    parts = [f"# Studies\n\nOne question each, with what theory expects. Written from the files in results/studies/. "
+             f"{stats.DEFINITION}\n"]
+    for module in STUDIES:
+        theory = "\n\n".join(" ".join(text.split()) for text in module.__doc__.strip().split("\n\n")[1:])
+        title, name, results = study.title_of(module), name_of(module), results_of(module)
+        parts.append(f"## {title}\n\n{theory}\n")
         if results:
-            finding, setting = (text.replace("\n", " ") for text in (study.finding(results), study.SETTING))
-            parts.append(f"![{finding}]({name}.png)\n\n{finding} ({setting}; {target}).{origin(study)}\n\n"
-                         f"{study.table(results)}")
+            setting = " ".join(module.SETTING.split())
+            parts += [f"![{title}]({name}.png)\n"] * hasattr(module, "plot")
+            tables = f"{module.table(results)}\n" if hasattr(module, "table") else ""
+            parts.append(f"{study.findings_text(module, results)}{origin(module)}\n\n{tables}"
+                         f"Setting: {setting}{study.made_on(module)}. Run by {target_of(module)}.\n")
         else:
-            parts.append(f"Not measured yet: {target}.\n")
+            parts.append(f"Not measured yet: {target_of(module)}.\n")
     return "\n".join(parts)
 
 
@@ -194,8 +193,7 @@ def pages():
         raise RunError("README.md must have the two markers of the block of results")
     texts = {readme: text[: block.start(1)] + tables(groups) + text[block.end(1):],
              files.RESULTS / "README.md": report(groups), files.RESULTS / "studies.md": studies_page(),
-             files.RESULTS / "bench.md": bench.saved_page(),
-             files.RESULTS / "ablation.md": ablation.page(origin(ablation))}
+             files.RESULTS / "bench.md": bench.saved_page()}
     return {path: text for path, text in texts.items() if text}
 
 
@@ -214,8 +212,8 @@ def plot_all():
     for folder in runs.folders():
         predictions = (folder / "predictions.pt").exists() and runs.load_tensors(folder, "predictions")
         plots.plot_run(folder, runs.read(folder), predictions)
-    for study in STUDIES:
-        plot_study(study)
+    for module in STUDIES:
+        plot_study(module)
     write_pages()
 
 
@@ -245,9 +243,11 @@ def check():
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             problems.append(f"{path} does not agree with the saved results: type `make plots`")
+    problems += [f"{name_of(module)}: these results do not support: {sentence}"
+                 for module in STUDIES for sentence in study.unsupported(module)]
     if problems:
         raise RunError("\n  ".join(["this does not agree:", *problems]))
-    print("README.md and the pages in results/ agree with the saved results")
+    print("README.md, the pages in results/ and all findings agree with the saved results")
 
 
 def check_run(folder, test_set):

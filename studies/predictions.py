@@ -1,0 +1,110 @@
+"""Which normalization is best on the test images.
+
+A difference of a few tenths of a percentage point can come from the seeds, or from the choice of 10,000 images; both
+are in the intervals here. Variants are compared on the same images, so that only those count on which they differ.
+Guo et al. 2017, "On Calibration of Modern Neural Networks", describe the expected calibration error: the mean distance
+of confidence and accuracy over bins of equal width. Averaging the probabilities of several networks usually helps
+(Dietterich 2000, "Ensemble Methods in Machine Learning"), the more so the more they disagree.
+"""
+
+import itertools
+import statistics
+
+import torch
+
+from studies import stats
+from studies.study import LABELS, bold_if, markdown
+from support import files, runs
+from support.plots import percent
+
+BINS = 15  # of confidence, of equal width
+SETTING = "the published runs of 3 seeds, the 10,000 test images"
+
+
+def calibration_error(probabilities, targets):
+    """Return the expected calibration error, in [0, 1], of probabilities (N, 10)."""
+    confidence, predicted = probabilities.max(1)
+    correct, bins = (predicted == targets).float(), (confidence * BINS).long().clamp(max=BINS - 1)
+    return sum((correct[bins == b] - confidence[bins == b]).sum().abs().item() for b in range(BINS)) / len(targets)
+
+
+def interval(by_image, of_seeds=0.0):
+    """Return the mean of values per image (N,), in percent, as a Difference from 0.
+
+    `of_seeds` is the variance of that mean over seeds. By differences per image, two variants are compared in pairs.
+    """
+    error = (by_image.var() / len(by_image) + of_seeds) ** 0.5
+    return stats.from_error(100 * by_image.mean().item(), 100 * error.item())
+
+
+def measure():
+    """Return statistics of the saved predictions of the published runs, {name: values by variant or pair}."""
+    probabilities, targets = {}, None
+    for group in runs.published():
+        saved = [runs.load_tensors(files.RESULTS / run["run"], "predictions") for run in group]
+        targets = saved[0]["targets"]
+        probabilities[group[0]["variant"]] = torch.stack([one["logits"].float().softmax(1) for one in saved])
+    labels = {variant: values.argmax(2) for variant, values in probabilities.items()}  # (seeds, N)
+    correct = {variant: (values == targets).double() for variant, values in labels.items()}
+    of_seeds = {variant: values.mean(1).var() / len(values) if len(values) > 1 else 0.0
+                for variant, values in correct.items()}
+
+    def disagreement(a, b):
+        pairs = itertools.product(labels[a], labels[b]) if a != b else itertools.combinations(labels[a], 2)
+        apart = [(x != y).double().mean().item() for x, y in pairs]
+        return statistics.mean(apart) if apart else None
+
+    pairs = list(itertools.combinations(labels, 2))
+    differences = {" ".join((a, b)): interval(correct[a].mean(0) - correct[b].mean(0), of_seeds[a] + of_seeds[b])
+                   for a, b in pairs}
+    members = {name: list(values) for name, values in probabilities.items()}
+    members |= {"one of each": [values[0] for values in probabilities.values()],
+                "all": [one for values in probabilities.values() for one in values]}
+    return {
+        "accuracy": {name: interval(values.mean(0), of_seeds[name]) for name, values in correct.items()},
+        "difference": stats.holm(differences),
+        "disagreement": {f"{a} {b}": disagreement(a, b) for a, b in [*zip(labels, labels, strict=True), *pairs]},
+        "calibration": {name: [calibration_error(one, targets) for one in values]
+                        for name, values in probabilities.items()},
+        "ensemble": {name: interval((torch.stack(networks).mean(0).argmax(1) == targets).double())
+                     for name, networks in members.items()},
+    }
+
+
+def differences(results):
+    """Return {(variant, variant): Difference}."""
+    return {tuple(pair.split()): stats.Difference(*values) for pair, values in results["difference"].items()}
+
+
+def findings(results):
+    tests, apart = differences(results), {tuple(k.split()): v for k, v in results["disagreement"].items()}
+    lead, single, joint = tests["bn", "ln"], results["accuracy"], results["ensemble"]
+    same, other = ([v for (a, b), v in apart.items() if (a == b) == equal] for equal in (True, False))
+    errors = [value for values in results["calibration"].values() for value in values]
+    gain = [joint[name][0] - single[name][0] for name in single]
+    return [
+        ("None of the three normalizations is significantly more accurate on the test images than another: batch and "
+         f"layer normalization differ by {lead.size()} percentage points.",
+         not any(test.significant for test in tests.values())),
+        (f"Two networks with different normalizations disagree on {100 * min(other):.1f} to {100 * max(other):.1f} % "
+         f"of the test images, hardly more than two seeds of one, {100 * min(same):.1f} to {100 * max(same):.1f} %.",
+         max(other) - min(same) < 0.03),
+        (f"Averaging the probabilities of three seeds makes {min(gain):.1f} to {max(gain):.1f} percentage points; one "
+         "network of each normalization together does as well.",
+         min(gain) > 1 and joint["one of each"][0] > min(joint[name][0] for name in single) - 0.3),
+        (f"Confidence can be trusted: the expected calibration error is {100 * min(errors):.1f} to "
+         f"{100 * max(errors):.1f} %.", max(errors) < 0.03),
+    ]
+
+
+def table(results):
+    rows = [[LABELS.get(name, name), stats.Difference(*values).size(), percent(results["calibration"][name]),
+             percent([results["disagreement"][f"{name} {name}"]]), stats.Difference(*results["ensemble"][name]).size()]
+            for name, values in results["accuracy"].items()]
+    rows += [[name, "", "", "", stats.Difference(*results["ensemble"][name]).size()] for name in ("one of each", "all")]
+    head = ["", "test accuracy, %", "expected calibration error, %", "two seeds disagree, % of images",
+            "ensemble of seeds, test accuracy, %"]
+    pairs = [[f"{LABELS.get(a, a)} - {LABELS.get(b, b)}", bold_if(test.significant, test.text()), f"{test.p:.2f}",
+              percent([results["disagreement"][f"{a} {b}"]])] for (a, b), test in differences(results).items()]
+    between = ["", "difference, percentage points", "p", "the two disagree, % of images"]
+    return f"{markdown(head, rows, '---:')}\n{markdown(between, pairs, '---:')}"

@@ -1,0 +1,86 @@
+"""How signals and gradients pass through a fresh network.
+
+Without normalization, the standard deviation of activations is multiplied by some factor in each layer, and that of
+gradients on the way back: after many layers, both vanish or explode (He et al. 2015, "Delving Deep into Rectifiers").
+Normalization sets the scale anew in each layer, whatever the filters. Without it, filters must start at the right scale
+for the same effect, which the network here does when it has no normalization.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import common
+from studies.study import LABELS, NO_NORM, SEEDS, plot_line
+from support import cifar10, plots, runs
+
+IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
+NAMES = LABELS | {SAME: "no norm, the filters of the others", NO_NORM: "no norm, filters at the right scale"}
+SETTING = f"networks before training, {len(SEEDS)} seeds, {IMAGES} training images; bands: one standard deviation"
+
+
+def fresh(line, seed):
+    """Return a network of a line before training."""
+    script = runs.load_script("bn" if line in (NO_NORM, SAME) else line)
+    torch.manual_seed(seed)
+    model = common.build_model(script.replace(norm=None) if line == NO_NORM else script)
+    for layer in model.children():
+        if line == SAME and hasattr(layer, "norm"):
+            layer.norm = nn.Identity()
+    return model.train()
+
+
+def through(model, images, targets):
+    """Return {layer: [standard deviation of its output, RMS of the gradient of the loss there]} of convolutions."""
+    outputs = {}
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Sequential):
+            layer.register_forward_hook(lambda layer, inputs, output, name=name: outputs.update({name: output}))
+    loss = F.cross_entropy(model(common.normalize(images)), targets)
+    gradients = torch.autograd.grad(loss, list(outputs.values()))
+    return {name: [output.std().item(), gradient.square().mean().sqrt().item()]
+            for (name, output), gradient in zip(outputs.items(), gradients, strict=True)}
+
+
+def measure():
+    """Return {line: {layer: [a pair as in through() for each seed]}}."""
+    images, targets = (values[:IMAGES] for values in cifar10.load("train"))
+    results = {}
+    for line in NAMES:
+        passes = [through(fresh(line, seed), images, targets) for seed in SEEDS]
+        results[line] = {layer: [values[layer] for values in passes] for layer in passes[0]}
+    return results
+
+
+def findings(results):
+    layers = list(results["bn"])
+
+    def mean(line, quantity, layer):
+        return sum(pair[quantity] for pair in results[line][layer]) / len(SEEDS)
+
+    kept = {line: mean(line, 0, layers[-1]) / mean(line, 0, layers[0]) for line in results}
+    arrives = mean(SAME, 1, layers[0]) / mean("bn", 1, layers[0])
+    return [
+        (f"Without normalization, but from the same filters, activations fade from {layers[0]} to {layers[-1]} to "
+         f"{100 * kept[SAME]:.0f} % of their standard deviation; with any normalization they keep it.",
+         kept[SAME] < 0.2 and all(0.8 < kept[line] < 1.25 for line in ("bn", "gn", "ln"))),
+        (f"The gradient that arrives at {layers[0]} is then {100 * arrives:.0f} % of that with batch normalization.",
+         arrives < 0.2),
+    ]
+
+
+def plot(results):
+    fig, axes = plots.new_axes(9, 3.8, 2)
+    layers = list(results["bn"])
+    for ax, quantity, title in ((axes[0], 0, "standard deviation of activations"),
+                                (axes[1], 1, "RMS of gradients of the loss")):
+        for line, values in results.items():
+            plot_line(ax, line.replace(SAME, NO_NORM), range(len(layers)),
+                      [[pair[quantity] for pair in values[layer]] for layer in layers], title=NAMES[line], marker="o",
+                      markersize=3, linestyle=":" if line == SAME else "-")
+        ax.set_yscale("log")
+        ax.set_xticks(range(len(layers)), layers)
+        ax.grid(alpha=0.3)
+        ax.set(ylabel=title, xlabel="layer")
+    axes[0].legend(fontsize=8)
+    return fig
