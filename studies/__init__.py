@@ -1,1 +1,0 @@
-"""Studies: one question per file, with what theory expects, the runs, the figure and the finding."""

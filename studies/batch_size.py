@@ -56,34 +56,30 @@ def trained_in_parts(variant, size, seed, device):
 @torch.no_grad()
 def by_batch_statistics(model, images, targets, size):
     """Return the accuracy of a network in batches of `size` images, normalized by statistics of that batch."""
-    model, generator = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).eval()
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.train()
-    order = torch.randperm(len(images), generator=generator)
-    order = order[: len(order) // size * size]
+        layer.training = isinstance(layer, nn.BatchNorm2d)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: len(images) // size * size]
     with common.autocast(images.device):
-        correct = [(model(common.normalize(images[index])).argmax(1) == targets[index]).sum() for index in
-                   order.split(size)]
-    return (sum(correct) / len(order)).item()
-
-
-def sizes_of(variant):
-    """Return the sizes to measure: two are enough where images do not affect each other."""
-    return SIZES if variant == "bn" else (SIZES[0], BATCH)
+        predicted = torch.cat([model(common.normalize(images[index])).argmax(1) for index in order.split(size)])
+    return (predicted == targets[order]).float().mean().item()
 
 
 def measure():
-    """Return accuracies over seeds, {"evaluated" or "trained": {variant: {size as text: list}}}."""
+    """Return accuracies over seeds, {"evaluated" or "trained": {variant: {size as text: list}}}.
+
+    Two sizes are enough where images do not affect each other.
+    """
     device = machine.find_device("auto")
     images, targets = (values.to(device) for values in cifar10.load("train"))
     val = common.split_indices(targets)[1]
     models = {group[0]["variant"]: [common.load_model(files.RESULTS / run["run"]).to(device) for run in group]
               for group in runs.published()}
+    sizes = {variant: SIZES if variant == "bn" else (SIZES[0], BATCH) for variant in models}
     evaluated = {variant: {size: [by_batch_statistics(model, images[val], targets[val], size) for model in seeds]
-                           for size in sizes_of(variant)} for variant, seeds in models.items()}
+                           for size in sizes[variant]} for variant, seeds in models.items()}
     trained = {variant: {size: [trained_in_parts(variant, size, seed, device) for seed in SEEDS]
-                         for size in sizes_of(variant)} for variant in models if variant in VARIANTS}
+                         for size in sizes[variant]} for variant in models if variant in VARIANTS}
     return {"evaluated": evaluated, "trained": trained}
 
 

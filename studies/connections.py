@@ -9,7 +9,7 @@ ways have about as many parameters, and the recipe of the scripts, which add.
 """
 
 from studies import stats, study
-from studies.study import MORE_SEEDS, accuracies, gaps, losses, markdown
+from studies.study import SEEDS, accuracies, gaps, losses, markdown
 from support import plots
 
 VARIANTS = ("bn", "gn", "ln")
@@ -19,15 +19,15 @@ WAYS = {  # how layers are connected -> flags
     "concat": " --skip concat --widths 16,16,32,16,16,16,32,16,16,16",
 }
 NAMES = {"none": "unconnected", "add": "added", "concat": "concatenated"}
-FLAGS = "--train-images 15000 --epochs 10 --no-test"
-SETTING = "15,000 training images, 10 epochs, 5 seeds; bars: 95 % confidence intervals of the means"
+FLAGS = "--train-images 10000 --epochs 10 --no-test"
+SETTING = "10,000 training images, 10 epochs, 3 seeds; bars: 95 % confidence intervals of the means"
 MEASURES = {"validation accuracy, %": accuracies, "validation loss": losses,
             "generalization gap (train - val), percentage points": gaps}
 
 
 def plan():
     return {(variant, way, seed): (variant, f"{FLAGS}{flags} --seed {seed}")
-            for variant in VARIANTS for way, flags in WAYS.items() for seed in MORE_SEEDS}
+            for variant in VARIANTS for way, flags in WAYS.items() for seed in SEEDS}
 
 
 def findings(results):

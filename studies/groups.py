@@ -11,7 +11,7 @@ learning rates are tried: those of the scripts, half and twice as high.
 import statistics
 
 from studies import stats
-from studies.study import LABELS, MORE_SEEDS, NO_NORM, accuracies, bold_if, markdown, plot_line, plot_lines
+from studies.study import LABELS, NO_NORM, SEEDS, accuracies, bold_if, markdown, plot_line, plot_lines
 from support import plots
 from support.plots import mean_and_sd
 
@@ -21,15 +21,15 @@ REFERENCES = {  # line -> x -> flags of bn.py
     NO_NORM: {"half": " --no-norm --max-lr 0.015 --aux-lr 0.15", "usual": " --no-norm",
               "double": " --no-norm --max-lr 0.06 --aux-lr 0.6"},
 }
-FLAGS = "--train-images 15000 --epochs 10 --no-test"
-SETTING = "15,000 training images, 10 epochs, 5 seeds, no dropout; bands: one standard deviation"
+FLAGS = "--train-images 10000 --epochs 10 --no-test"
+SETTING = "10,000 training images, 10 epochs, 3 seeds, no dropout; bands: one standard deviation"
 
 
 def plan():
     cells = {("gn", groups): ("gn", f" --dropout 0 --groups {groups}") for groups in GROUPS}
     cells |= {(line, x): ("bn", flags) for line, rates in REFERENCES.items() for x, flags in rates.items()}
     return {(*cell, seed): (variant, f"{FLAGS}{flags} --seed {seed}")
-            for cell, (variant, flags) in cells.items() for seed in MORE_SEEDS}
+            for cell, (variant, flags) in cells.items() for seed in SEEDS}
 
 
 def best_without(results):

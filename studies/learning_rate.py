@@ -14,18 +14,18 @@ from studies.study import LABELS, NO_NORM, SEEDS, accuracies, bold_if, markdown,
 from support import plots
 from support.plots import mean_and_sd
 
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 CHANCE, TRAINED = 10, 0.8  # percent; a run has trained if it reaches this fraction of the best mean of its line
 FLAGS = ("--train-images 10000 --epochs 3 --no-test --dropout 0 --ema-decay 0 --optimizer SGD --momentum 0 "
          "--warmup-fraction 0 --decay-power 0 --weight-decay 0 --aux-lr 0.03")
-SETTING = ("10,000 training images, 3 epochs of plain SGD at a constant rate, 3 seeds; bands: one standard deviation;\n"
+SETTING = ("10,000 training images, 3 epochs of plain SGD at a constant rate, 2 seeds; bands: one standard deviation;\n"
            "crosses: rates at which a run diverged (its loss was not finite)")
 
 
 def plan():
     return {(line, rate, seed): ("bn" if line == NO_NORM else line, f"{FLAGS}{' --no-norm' * (line == NO_NORM)} "
                                  f"--max-lr {rate} --seed {seed}")
-            for line in LABELS for rate in RATES for seed in SEEDS}
+            for line in LABELS for rate in RATES for seed in SEEDS[:2]}
 
 
 def diverged(results, line, rate):
@@ -65,7 +65,7 @@ def table(results):
         for rate in RATES:
             lost = diverged(results, line, rate)
             reached = mean_and_sd(accuracies(results[line, rate]), "{:.1f}")
-            text = f"{lost} of {len(SEEDS)} diverged" if lost else reached
+            text = f"{lost} of {len(results[line, rate])} diverged" if lost else reached
             rows[-1].append(bold_if(rate == highest(results, line), text))
     head = ["validation accuracy, %, at a rate of", *(f"{rate:g}" for rate in RATES)]
     return (markdown(head, rows, "---:") + f"\nBold: the highest rate at which no run diverged and each reached more "

@@ -11,6 +11,7 @@ normalization that of a single filter, group normalization that of all filters o
 
 import numpy
 import torch
+from matplotlib import cm
 from torch import nn
 
 import common
@@ -117,9 +118,11 @@ def plot(results):
             values = results[variant][name]
             ax = fig.add_subplot(len(shown), 3, 3 * row + 2 + column)
             edges = numpy.linspace(values["low"], values["high"], BINS + 1)
-            for counts in values["counts"]:
-                ax.stairs(counts, edges)
-            ax.set(yticks=[], xlabel="activation" if row == len(shown) - 1 else "")
+            for counts, color in zip(values["counts"], cm.viridis(numpy.linspace(0, 0.9, CHANNELS)), strict=True):
+                ax.stairs(counts, edges, color=color)
+            ends = [mean + sign * 4 * deviation for sign in (-1, 1) for part in ("before", "after") for mean, deviation
+                    in zip(results[variant][part]["means"], results[variant][part]["deviations"], strict=True)]
+            ax.set(yticks=[], xlim=(min(ends), max(ends)), xlabel="activation" if row == len(shown) - 1 else "")
             ax.set_title(f"{name}: channel means {value_range(values['means'])},\n"
                          f"deviations {value_range(values['deviations'])}", fontsize=9)
     return fig
@@ -145,12 +148,8 @@ def findings(results):
 
 def table(results):
     shown = {variant: results[variant] for variant in (*runs.variants(), "in") if variant in results}
-    columns = [(when, what) for when in ("before", "after") for what in ("means", "deviations")]
     names = LABELS | {"in": "instance norm"}
-    rows = [[names.get(variant, variant), *(value_range(values[when][what]) for when, what in columns)]
-            for variant, values in shown.items() if variant != "in"]
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
-    return (markdown(["channels of", *(f"{what} {when}" for when, what in columns)], rows, "---:") + "\n" +
-            markdown(["change of the output of C1", *(names.get(name, name) for name in shown)], scaled, "---:") +
+    return (markdown(["change of the output of C1", *(names.get(name, name) for name in shown)], scaled, "---:") +
             "\nChanges are root mean squares, relative to that of the output.\n")

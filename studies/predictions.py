@@ -71,14 +71,10 @@ def measure():
     }
 
 
-def differences(results):
-    """Return {(variant, variant): Difference}."""
-    return {tuple(pair.split()): stats.Difference(*values) for pair, values in results["difference"].items()}
-
-
 def findings(results):
-    tests, apart = differences(results), {tuple(k.split()): v for k, v in results["disagreement"].items()}
-    lead, single, joint = tests["bn", "ln"], results["accuracy"], results["ensemble"]
+    tests = {pair: stats.Difference(*values) for pair, values in results["difference"].items()}
+    apart = {tuple(pair.split()): value for pair, value in results["disagreement"].items()}
+    lead, single, joint = tests["bn ln"], results["accuracy"], results["ensemble"]
     same, other = ([v for (a, b), v in apart.items() if (a == b) == equal] for equal in (True, False))
     errors = [value for values in results["calibration"].values() for value in values]
     gain = [joint[name][0] - single[name][0] for name in single]
@@ -104,7 +100,10 @@ def table(results):
     rows += [[name, "", "", "", stats.Difference(*results["ensemble"][name]).size()] for name in ("one of each", "all")]
     head = ["", "test accuracy, %", "expected calibration error, %", "two seeds disagree, % of images",
             "ensemble of seeds, test accuracy, %"]
-    pairs = [[f"{LABELS.get(a, a)} - {LABELS.get(b, b)}", bold_if(test.significant, test.text()), f"{test.p:.2f}",
-              percent([results["disagreement"][f"{a} {b}"]])] for (a, b), test in differences(results).items()]
+    pairs = []
+    for pair, test in {pair: stats.Difference(*values) for pair, values in results["difference"].items()}.items():
+        names = " - ".join(LABELS.get(name, name) for name in pair.split())
+        pairs.append([names, bold_if(test.significant, test.text()), f"{test.p:.2g}",
+                      percent([results["disagreement"][pair]])])
     between = ["", "difference, percentage points", "p", "the two disagree, % of images"]
     return f"{markdown(head, rows, '---:')}\n{markdown(between, pairs, '---:')}"

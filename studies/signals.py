@@ -19,21 +19,13 @@ NAMES = LABELS | {SAME: "no norm, the filters of the others", NO_NORM: "no norm,
 SETTING = f"networks before training, {len(SEEDS)} seeds, {IMAGES} training images; bands: one standard deviation"
 
 
-def fresh(line, seed):
-    """Return a network of a line before training."""
-    script = runs.load_script("bn" if line in (NO_NORM, SAME) else line)
+def through(line, recipe, seed, images, targets):
+    """Return {layer: [standard deviation of its output, RMS of the gradient of the loss there]} of a fresh network."""
     torch.manual_seed(seed)
-    model = common.build_model(script.replace(norm=None) if line == NO_NORM else script)
-    for layer in model.children():
+    model, outputs = common.build_model(recipe.replace(norm=None) if line == NO_NORM else recipe).train(), {}
+    for name, layer in model.named_children():
         if line == SAME and hasattr(layer, "norm"):
             layer.norm = nn.Identity()
-    return model.train()
-
-
-def through(model, images, targets):
-    """Return {layer: [standard deviation of its output, RMS of the gradient of the loss there]} of convolutions."""
-    outputs = {}
-    for name, layer in model.named_children():
         if isinstance(layer, nn.Sequential):
             layer.register_forward_hook(lambda layer, inputs, output, name=name: outputs.update({name: output}))
     loss = F.cross_entropy(model(common.normalize(images)), targets)
@@ -45,9 +37,10 @@ def through(model, images, targets):
 def measure():
     """Return {line: {layer: [a pair as in through() for each seed]}}."""
     images, targets = (values[:IMAGES] for values in cifar10.load("train"))
-    results = {}
-    for line in NAMES:
-        passes = [through(fresh(line, seed), images, targets) for seed in SEEDS]
+    recipes = {group[0]["variant"]: runs.load_script(group[0]["variant"]) for group in runs.published()}
+    first, results = next(iter(recipes.values())), {}
+    for line, recipe in (recipes | {NO_NORM: first, SAME: first}).items():
+        passes = [through(line, recipe, seed, images, targets) for seed in SEEDS]
         results[line] = {layer: [values[layer] for values in passes] for layer in passes[0]}
     return results
 
@@ -71,13 +64,13 @@ def findings(results):
 
 def plot(results):
     fig, axes = plots.new_axes(9, 3.8, 2)
-    layers = list(results["bn"])
+    layers = list(results[SAME])
     for ax, quantity, title in ((axes[0], 0, "standard deviation of activations"),
                                 (axes[1], 1, "RMS of gradients of the loss")):
         for line, values in results.items():
-            plot_line(ax, line.replace(SAME, NO_NORM), range(len(layers)),
-                      [[pair[quantity] for pair in values[layer]] for layer in layers], title=NAMES[line], marker="o",
-                      markersize=3, linestyle=":" if line == SAME else "-")
+            by_layer = [[pair[quantity] for pair in values[layer]] for layer in layers]
+            plot_line(ax, line.replace(SAME, NO_NORM), range(len(layers)), by_layer, title=NAMES.get(line, line),
+                      marker="o", markersize=3, linestyle=":" if line == SAME else "-")
         ax.set_yscale("log")
         ax.set_xticks(range(len(layers)), layers)
         ax.grid(alpha=0.3)

@@ -26,7 +26,7 @@ from support import cifar10, cli, files, plots, runs
 from support.files import RunError
 from support.plots import mean_and_sd
 
-SEEDS, MORE_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4)  # more of runs that take a minute or two
+SEEDS = (0, 1, 2)
 NO_NORM, UNSUPPORTED = "none", "A finding that stood here is not supported by these results"
 LABELS = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
 GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches all processes of a terminal

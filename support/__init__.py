@@ -1,1 +1,0 @@
-"""Supporting code that decides no weight: data set, files, command lines, saved runs, machine, figures."""

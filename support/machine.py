@@ -54,9 +54,3 @@ def environment(device, precision):
             cpu_info().get("model name") or platform.processor())
     return {"device": device.type, "processor": name, "threads": torch.get_num_threads(), "precision": precision,
             "torch": str(torch.__version__)}
-
-
-def summary(precision):
-    """Return the processor, threads, precision and torch version as a phrase."""
-    return "{processor}, {threads} threads, {precision}, torch {torch}".format(
-        **environment(torch.device("cpu"), precision))

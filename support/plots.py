@@ -79,9 +79,9 @@ def plot_run(folder, metrics, predictions):
         plot_misclassified(folder, metrics, predictions)
 
 
-def loss_and_accuracy_axes():
+def loss_and_accuracy_axes(height=4):
     """Return a figure with axes for each of both: a list of axes, name in the history, scale, unit, digits."""
-    fig, axes = new_axes(9, 3.8, 2)
+    fig, axes = new_axes(9, height, 2)
     for ax in axes:
         ax.set(xlabel="epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -92,20 +92,21 @@ def loss_and_accuracy_axes():
 def plot_curves(folder, metrics):
     """Write curves.png: loss and accuracy per epoch."""
     (fig, axes), color = loss_and_accuracy_axes(), color_of(metrics["variant"])
-    history, best = metrics["history"], metrics["best_epoch"]
-    noise = "augmentation and dropout" if metrics["recipe"]["dropout"] else "augmentation"
+    history, best, recipe = metrics["history"], metrics["best_epoch"], metrics["recipe"]
     for ax, name, scale, unit, digits in axes:
         training, validation = ([scale * value for value in history[f"{part}_{name}"]] for part in ("train", "val"))
-        ax.plot(history["epoch"], training, ":", color=color, label=f"training: running mean\nunder {noise}")
-        ax.plot(history["epoch"], validation, color=color,
-                label=f"validation{', EMA of the weights' if metrics['recipe']['ema_decay'] else ''}")
+        ax.plot(history["epoch"], training, ":", color=color, label="training")
+        ax.plot(history["epoch"], validation, color=color, label="validation")
         value = validation[best - 1]
         ax.plot(best, value, "o", color=color, label=f"best epoch, {best}: {value:.{digits}f}")
         ax.set(ylabel=f"{name}, {unit}")
-        ax.legend(fontsize=8)
-    title = (f"{metrics['run']}, epoch {best}: training accuracy {metrics['train_accuracy']:.1%} without augmentation, "
-             f"validation accuracy {metrics['val_accuracy']:.1%}")
-    save_figure(fig, title, folder / "curves.png")
+        ax.legend(fontsize=9)
+    noise = "augmentation and dropout" if recipe["dropout"] else "augmentation"
+    caption = (f"Training values are running means under {noise}, validation uses the average of the weights: so "
+               f"training looks worse.\nWithout {noise}, training accuracy is {metrics['train_accuracy']:.1%}. Early "
+               f"stopping comes {recipe['patience']} epochs after the best one.")
+    title = f"{metrics['run']}: validation accuracy {metrics['val_accuracy']:.1%}"
+    save_figure(fig, title, folder / "curves.png", caption)
 
 
 def confusion_counts(predictions):
@@ -116,20 +117,23 @@ def confusion_counts(predictions):
 
 def plot_confusion(folder, metrics, predictions):
     """Write confusion.png: test images by true and predicted class."""
-    (fig, ax), counts = new_axes(7.2, 6.6, 1), confusion_counts(predictions)
-    ax.imshow(counts.numpy(), cmap="Blues")
+    (fig, ax), counts = new_axes(7.2, 7, 1), confusion_counts(predictions)
+    mistakes = counts.clone().fill_diagonal_(0)
+    ax.imshow(mistakes.numpy(), cmap="Blues")
     for true, row in enumerate(counts.tolist()):
         for predicted, count in enumerate(row):
-            color = "white" if count > counts.max() / 2 else "black"
-            ax.text(predicted, true, count, ha="center", va="center", fontsize=9, color=color)
+            color = "white" if mistakes[true, predicted] > mistakes.max() / 2 else "black"
+            ax.text(predicted, true, count, ha="center", va="center", fontsize=10, color=color,
+                    weight="bold" if true == predicted else "normal")
     ax.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right", fontsize=10)
     ax.set_yticks(range(len(CLASSES)), CLASSES, fontsize=10)
-    ax.set(xlabel="predicted class (numbers: test images)", ylabel="true class")
+    ax.set(xlabel="predicted class", ylabel="true class")
     accuracy = metrics["per_class_accuracy"]
     best, worst = max(accuracy, key=accuracy.get), min(accuracy, key=accuracy.get)
-    title = (f"{metrics['run']}: test accuracy {metrics['test_accuracy']:.1%}; "
-             f"best class {best} ({accuracy[best]:.1%}), worst {worst} ({accuracy[worst]:.1%})")
-    save_figure(fig, title, folder / "confusion.png")
+    caption = (f"Number of test images. Bold: correct answers; colors: mistakes.\nBest class {best} "
+               f"({accuracy[best]:.1%}), worst {worst} ({accuracy[worst]:.1%}).")
+    title = f"{metrics['run']}: test accuracy {metrics['test_accuracy']:.1%}"
+    save_figure(fig, title, folder / "confusion.png", caption)
 
 
 def plot_misclassified(folder, metrics, predictions):
@@ -142,22 +146,28 @@ def plot_misclassified(folder, metrics, predictions):
         confidence = predictions["logits"][index].float().softmax(0)[predicted]
         show_image(ax, image)
         ax.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\nconfidence {confidence:.1%}", fontsize=9)
-    title = f"{metrics['run']}: the most confident mistake in each class (true → predicted)"
-    save_figure(fig, title, folder / "misclassified.png")
+    save_figure(fig, f"{metrics['run']}: the most confident mistake in each class", folder / "misclassified.png",
+                "True class → predicted class. Some labels are doubtful.")
 
 
 def plot_comparison(groups, path):
     """Write mean validation loss and accuracy per epoch of groups of runs, as far as all runs of a group go."""
-    fig, axes = loss_and_accuracy_axes()
+    fig, axes = loss_and_accuracy_axes(4.4)
     for ax, name, scale, unit, digits in axes:
+        enlarged = ax.inset_axes((0.42, 0.4, 0.55, 0.55) if name == "loss" else (0.42, 0.08, 0.55, 0.5))
         for group in groups:
             curves = [[scale * value for value in run["history"][f"val_{name}"]] for run in group]
             by_epoch = list(zip(*curves, strict=False))
             best = [curve[run["best_epoch"] - 1] for curve, run in zip(curves, group, strict=True)]
-            label = f"{group[0]['variant'].upper()}: {mean_and_sd(best, f'{{:.{digits}f}}')}"
-            plot_means(ax, range(1, len(by_epoch) + 1), by_epoch, color_of(group[0]["variant"]), label=label)
+            label, last = f"{group[0]['variant'].upper()}: {mean_and_sd(best, f'{{:.{digits}f}}')}", len(by_epoch)
+            plot_means(ax, range(1, last + 1), by_epoch, color_of(group[0]["variant"]), label=label)
+            start = max(0, last - 5)
+            plot_means(enlarged, range(start + 1, last + 1), by_epoch[start:], color_of(group[0]["variant"]))
+        enlarged.tick_params(labelsize=8)
+        enlarged.xaxis.get_major_locator().set_params(integer=True)
         ax.set(ylabel=f"validation {name}, {unit}")
-        ax.legend(title="at the best epoch")
+        ax.legend(title="at the best epoch", fontsize=8, title_fontsize=8,
+                  loc="lower left" if name == "loss" else "upper left")
     seeds = max(len(group) for group in groups)
-    save_figure(fig, f"The same network with each normalization (mean and standard deviation of {seeds} seeds)"
-                if seeds > 1 else "The same network with each normalization", path)
+    save_figure(fig, "The same network with each normalization", path,
+                f"Inset: the last epochs. Lines and bands: mean and standard deviation of {seeds} seeds." * (seeds > 1))

@@ -145,12 +145,8 @@ def variants():
     names = []
     for path in sorted(files.ROOT.glob("[!.]*.py")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = path.read_text(encoding="utf-8")
-            found = re.findall(r"^\s*(RECIPE)\b", text, re.MULTILINE)  # to parse few files
-            with contextlib.suppress(SyntaxError):  # a variant that cannot be loaded at the moment
-                found = [node.id for node in ast.walk(ast.parse(text if found else ""))
-                         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-            names += [path.stem] * ("RECIPE" in found)
+            if re.search(r"^\s*RECIPE\s*(:[^=]*)?=", path.read_text(encoding="utf-8"), re.MULTILINE):  # as the Makefile
+                names.append(path.stem)
     for name in names:
         cli.check_name(name)
     return names

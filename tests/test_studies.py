@@ -307,7 +307,7 @@ def test_predictions_are_compared_on_the_same_images(trained):
     assert predictions.interval(values)[:3] == pytest.approx((75, 75 - 196 / 4, 75 + 196 / 4), rel=0.001)
 
 
-def test_signals_fade_without_normalization(world):
+def test_signals_fade_without_normalization(trained):
     results = signals.measure()
     assert all(supported for _, supported in signals.findings(results)) and signals.plot(results).axes
     results["bn"] = results["same"]

@@ -129,7 +129,8 @@ def make_world(folder, patch):
     patch.setattr(cifar10, "MD5", world.md5)
     if not (folder / "README.md").exists():
         scripts = {path.name: path.read_bytes() for path in [*FROZEN.glob("*.py"), PROJECT / "common.py"]}
-        put(folder, scripts | {"README.md": b"before\n<!-- results: x -->\n<!-- end of results -->\nafter\n"})
+        put(folder, scripts | {"README.md": b"before\n<!-- results: x -->\n<!-- end of results -->\n"
+                              b"<!-- findings: x -->\n<!-- end of findings -->\nafter\n"})
     return world
 
 

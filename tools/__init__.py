@@ -1,1 +1,0 @@
-"""Publish and check the results, and measure the speed."""

@@ -13,12 +13,14 @@ from support.files import RunError, write_file
 from support.plots import mean_and_sd, percent
 from tools import bench
 
-ANSWERS = "best public answers ([BN](https://github.com/woncoh1/era1a8), [LN](https://github.com/monimoydebp/session8))"
-REFERENCES = [  # accuracy in percent as the authors report it
-    ("the assignment's course notes, validation accuracy", {"bn": "76", "gn": "70", "ln": "–"},
-     "< 50,000", "≤ 20", "early stopping"),
-    (ANSWERS, {"bn": "81.7", "gn": "78.8", "ln": "79.1"}, "< 50,000", "≤ 20", "test set"),
+REFERENCES = [  # test accuracy in percent as the authors report it, and how they chose the epoch
+    ("the assignment's course notes (validation accuracy)", {"bn": "76", "gn": "70", "ln": "–"}, "early stopping"),
+    ("[woncoh1/era1a8](https://github.com/woncoh1/era1a8)", {"bn": "81.7"}, "test set"),
+    ("[monimoydebp/session8](https://github.com/monimoydebp/session8)", {"bn": "78.6", "gn": "78.3", "ln": "79.1"},
+     "test set"),
+    ("another answer, of unknown address", {"bn": "79.0", "gn": "78.8", "ln": "78.3"}, "test set"),
 ]
+HEADLINES = "predictions batch_size dropout connections groups corruptions".split()  # whose first finding README has
 NAMES = {"bn": "Batch Normalization", "gn": "Group Normalization", "ln": "Layer Normalization"}
 LINKS = """\
 - Batch normalization: [Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)
@@ -34,29 +36,23 @@ LINKS = """\
 
 def runs_table(groups):
     """Return a table with a row for each group of runs of equal recipe, and how the runs were made."""
-    head = ("run", "n", "parameters", "epochs (best)", "train accuracy, %", "val accuracy, %", "**test accuracy, %**",
-            "train loss", "val loss", "**test loss**", "best class", "worst class", "minutes")
+    head = ("", "seeds", "best epoch", "training accuracy, %", "validation accuracy, %", "**test accuracy, %**",
+            "best class", "worst class", "minutes")
     rows = []
     for group in groups:
         every = {key: [run[key] for run in group] for key in group[0]}
-        epochs = ", ".join(sorted({f"{run['epochs']} ({run['best_epoch']})" for run in group}))
-        best, worst = extreme_classes(group)
-        rows.append([
-            group[0]["run"], str(len(group)), f"{group[0]['parameters']:,}", epochs,
-            percent(every["train_accuracy"]), percent(every["val_accuracy"]), f"**{percent(every['test_accuracy'])}**",
-            *(mean_and_sd(every[f"{part}_loss"], "{:.3f}") for part in ("train", "val")),
-            f"**{mean_and_sd(every['test_loss'], '{:.3f}')}**", best, worst,
-            f"{statistics.mean(every['seconds']) / 60:.0f}"])
-    everything = [run for group in groups for run in group]
-    images = sorted({f"{run['train_images']:,}" for run in everything})
-    machines = sorted({f"{run['device']}, {run['threads']} thread{'s' * (run['threads'] > 1)}, {run['precision']}, "
-                       f"torch {run['torch']}" for run in everything})
-    memory = max(run["peak_memory_mb"] for run in everything) / 1000
+        epochs = sorted({run["best_epoch"] for run in group})
+        rows.append([group[0]["run"], str(len(group)), "–".join(map(str, epochs[:: max(1, len(epochs) - 1)])),
+                     percent(every["train_accuracy"]), percent(every["val_accuracy"]),
+                     f"**{percent(every['test_accuracy'])}**", *extreme_classes(group),
+                     f"{statistics.mean(every['seconds']) / 60:.0f}"])
+
+    facts = ("{parameters:,} parameters", "{recipe[epochs]} epochs", "{train_images:,} training images",
+             "{processor} (threads: {threads}, {precision}, torch {torch})")
+    made = [" or ".join(sorted({text.format(**run) for group in groups for run in group})) for text in facts]
     return markdown(head, rows) + (
-        f"\nMean ± sample standard deviation of n seeds, on {' or '.join(images)} training images "
-        f"({'; '.join(machines)}). The best epoch has the lowest validation loss; each run is tested once, afterwards. "
-        "Losses are cross-entropy in nats; training loss and accuracy are without augmentation. A run used at most "
-        f"{memory:.2f} GB of memory.\n")
+        f"\nMean ± standard deviation over seeds; {', '.join(made)}. The best epoch has the lowest validation loss; "
+        "each run is tested once, afterwards. Training accuracy is without augmentation.\n")
 
 
 def extreme_classes(group):
@@ -70,20 +66,12 @@ def extreme_classes(group):
 def references_table(groups):
     """Return a table of our test accuracy next to the figures of others."""
     names = runs.variants()
-    by_name = {group[0]["variant"]: group for group in groups}
-    cells = [f"**{percent([run['test_accuracy'] for run in by_name[name]])}** (n = {len(by_name[name])})"
-             if name in by_name else "–" for name in names]
-    parameters, epochs = (" / ".join(dict.fromkeys(f"{value:,}" for value in values)) for values in (
-        [group[0]["parameters"] for group in groups], [group[0]["recipe"]["epochs"] for group in groups]))
-    rows = [["this project (mean of n seeds)", *cells, parameters, epochs, "validation set"]]
-    rows += [[who, *(values.get(name, "") for name in names), *rest] for who, values, *rest in REFERENCES]
-    head = ["test accuracy", *(f"{name.upper()}, %" for name in names), "parameters", "epochs", "epoch chosen on"]
-    return markdown(head, rows) + "\nOurs adds Muon, an average of the weights and skip connections to the network.\n"
-
-
-def tables(groups):
-    """Return both tables, as the README has them."""
-    return f"{references_table(groups)}\n{runs_table(groups)}"
+    ours = {group[0]["variant"]: f"**{percent([run['test_accuracy'] for run in group])}**" for group in groups}
+    rows = [[who, *(values.get(name, "–") for name in names), chosen] for who, values, chosen in
+            [("this project", ours, "validation set"), *REFERENCES]]
+    return markdown(["test accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
+        "\nAll have fewer than 50,000 parameters and at most 20 epochs. Ours adds Muon, a moving average of the "
+        "weights and skip connections to the network, and is the mean of several seeds.\n")
 
 
 # --- The report ---
@@ -98,7 +86,7 @@ def report(groups):
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
                      f"{runs.script_error(variant) or f'No tested run: `make {variant}` trains it'}.\n")
-    parts.append(f"## The variants next to each other\n\n{tables(groups)}\n"
+    parts.append(f"## The variants compared\n\n{runs_table(groups)}\n{references_table(groups)}\n"
                  "![Validation loss and accuracy of the variants per epoch](comparison.png)\n")
     lines = []
     for module in STUDIES:
@@ -182,16 +170,27 @@ def studies_page():
     return "\n".join(parts)
 
 
+def headlines():
+    """Return the list of findings in README.md."""
+    found = {name_of(module): study.findings(module, results) for module in STUDIES
+             if (results := results_of(module))}
+    sentences = [found[name][0] for name in HEADLINES if found.get(name)]
+    lines = [f"- {text if holds else f'{study.UNSUPPORTED}.'}\n" for text, holds in sentences]
+    return "".join([*lines, f"\n{stats.DEFINITION}\n"])
+
+
 def pages():
     """Return the pages that results/ yields, {path: text}. Raises RunError if README.md lacks its markers."""
     groups, readme = runs.published(), files.ROOT / "README.md"
     if not groups:
         raise RunError("nothing to compare yet: type `make all`")
     text = readme.read_text(encoding="utf-8")
-    block = re.search("<!-- results: [^\n]*-->\n(.*)<!-- end of results -->", text, re.DOTALL)
-    if not block:
-        raise RunError("README.md must have the two markers of the block of results")
-    texts = {readme: text[: block.start(1)] + tables(groups) + text[block.end(1):],
+    for name, content in ("results", runs_table(groups)), ("findings", headlines()):
+        block = re.search(f"<!-- {name}: [^\n]*-->\n(.*)<!-- end of {name} -->", text, re.DOTALL)
+        if not block:
+            raise RunError(f"README.md must have the two markers of the block of {name}")
+        text = text[: block.start(1)] + content + text[block.end(1):]
+    texts = {readme: text,
              files.RESULTS / "README.md": report(groups), files.RESULTS / "studies.md": studies_page(),
              files.RESULTS / "bench.md": bench.saved_page()}
     return {path: text for path, text in texts.items() if text}
@@ -203,7 +202,7 @@ def write_pages():
     plots.plot_comparison(groups, files.RESULTS / "comparison.png")
     for path, text in texts.items():
         write_file(path, text.encode())
-    print(tables(groups))
+    print(runs_table(groups))
     print(*runs.left_out(groups), f"see {files.RESULTS / 'README.md'}", sep="\n")
 
 
