@@ -4,7 +4,7 @@
 #   make bn PYTHON=python3.12     interpreter that .venv is made with
 #   make bn VENV=no               use PYTHON's own packages and install nothing (Colab, conda)
 #   make bn PIP_ARGS="..."        arguments for `pip install`
-#   make seeds JOBS=4             runs at a time, also for study-*; default: as many as fit
+#   make seeds JOBS=4             runs at a time, also for study-*; default: one per core, on a GPU one
 
 PYTHON ?= python3
 VENV ?= yes
@@ -12,7 +12,7 @@ ARGS ?=
 PIP_ARGS ?=
 JOBS ?=
 # A script is a variant if it assigns RECIPE.
-VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -lE "^[[:space:]]*RECIPE[[:space:]]*(:[^=]*)?=" [!.]*.py 2>/dev/null)))
+VARIANTS := $(sort $(patsubst %.py,%,$(shell grep -lE "^[[:space:]]*RECIPE[[:space:]]*(:[^=]*)?=([^=]|$$)" [!.]*.py 2>/dev/null)))
 STUDIES := study-norms study-signals study-predictions study-connections study-dropout study-groups \
   study-batch-size study-learning-rate study-corruptions study-ablation
 PARALLEL := $(if $(JOBS),--jobs $(JOBS))
@@ -41,7 +41,7 @@ $(VARIANTS): venv ## train this variant, test it, and write results/<variant>/
 	$(RUN) $@.py $(ARGS)
 
 ifeq ($(strip $(ARGS)),)
-all: venv ## train every variant whose code changed since its last run in this folder, and compare them
+all: venv ## train every variant without a run in this clone by the current code, and compare them
 	$(RUN) -m studies.run seeds --seeds 0 --jobs $(or $(JOBS),1); status=$$?; \
 	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report pages && exit $$status
 else
@@ -70,11 +70,11 @@ summary: venv ## print layers, parameters and receptive fields of every variant
 plots: venv ## plot every figure and write every page again from the saved results
 	$(RUN) -m tools.report plots
 
-bench: venv ## measure the speed on this machine, compared with a standard script
+bench: venv ## measure how many images per second are trained on this machine (two minutes)
 	$(RUN) -m tools.bench
 
 study-norms: ## plot activations before and after each normalization (seconds)
-study-signals: ## how do signals and gradients pass through a fresh network? (seconds)
+study-signals: ## how do signals and gradients pass through an untrained network? (seconds)
 study-predictions: ## which normalization is best on the test images? (seconds)
 study-connections: ## add a layer to another, or concatenate them? (40 minutes)
 study-dropout: ## what does dropout do to overfitting? (40 minutes)
@@ -87,7 +87,7 @@ $(STUDIES): venv
 	$(RUN) -m studies.run $(subst -,_,$(@:study-%=%)) $(PARALLEL)
 	$(RUN) -m tools.report pages > /dev/null
 
-check: venv ## evaluate the saved weights on the test set again, and compare all pages with the saved results
+check: venv ## evaluate the saved weights on the test set again; check README.md, the pages and findings
 	$(RUN) -m tools.report check
 
 clean: ## remove .venv and caches; data, results and checkpoints stay
@@ -96,7 +96,7 @@ clean: ## remove .venv and caches; data, results and checkpoints stay
 # .venv is made again unless its stamp, written last, names this interpreter and these requirements.
 ifeq ($(VENV),no)
 venv:
-	@"$(PYTHON)" -c "import torch, torchvision, torchinfo, matplotlib, tqdm" || \
+	@"$(PYTHON)" -c "import torch, torchvision, torchinfo, matplotlib, scipy, tqdm" || \
 	  { echo "$(PYTHON) lacks a requirement: see requirements.txt, or leave out VENV=no" >&2; exit 1; }
 else
 venv:

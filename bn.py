@@ -1,14 +1,15 @@
 """Batch normalization: a mean and a variance per channel, over the batch and all positions.
 
-For activations x of shape (N, C, H, W), statistics run over the axes (N, H, W): one mean and one variance per channel,
-C of each, from N*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters.
+For activations x of shape (N, C, H, W), they are computed over the axes (N, H, W): C means and variances, one of each
+per channel, from N*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters.
 
-It removes the scale and the offset of each channel, so a filter scaled by ten gives the same output. What it leaves is
-how the images of a batch differ from each other in a channel.
+It removes the scale and the offset of each channel, so a filter scaled by ten gives the same output. It keeps how the
+values of a channel differ between images and between positions.
 
 In training, the output of an image depends on the other images in its batch. That is a source of noise, which can
-regularize. In evaluation there may be no batch, so running averages of mean and variance, collected in training,
-replace those of the batch: the layer is then a fixed linear map per channel, and images no longer affect each other.
+regularize. In evaluation, the batch may be a single image, so running averages of mean and variance, collected in
+training, replace those of the batch: the layer is then a fixed affine map per channel, and images no longer affect each
+other.
 
 Ioffe and Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift".
 """

@@ -1,9 +1,9 @@
-"""Everything that bn.py, gn.py and ln.py share and that decides the weights, from top to bottom.
+"""Everything that bn.py, gn.py and ln.py share and that affects training and evaluation, from top to bottom.
 
     recipe -> data -> model -> optimizer -> training -> evaluation -> run -> loading
 
-A script hands its Recipe to main(). Importing this file changes nothing and downloads nothing. What decides no weight
-is in support/: command line, data set on disk, files, figures.
+A script hands its Recipe to main(). Importing this file changes nothing and downloads nothing. The rest is in support/:
+command line, data set on disk, files, figures.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from support.cli import RecipeError, option
 from support.files import RunError
 
 MAX_PARAMETERS, MAX_EPOCHS = 50_000, 20  # the assignment: fewer than 50,000 parameters, at most 20 epochs
-LAYERS = {  # C: 3x3 convolution, c: 1x1 convolution, P: 2x2 max pool, each with its output channels; add layers here
+LAYERS = {  # C: 3x3 convolution, c: 1x1 convolution, with output channels; P: 2x2 max pool; add layers here
     "C1": 16, "C2": 16, "c3": 16, "P1": None, "C4": 16, "C5": 32, "C6": 32, "c7": 32, "P2": None,
     "C8": 32, "C9": 32, "C10": 32, "GAP": None, "c11": None}
-CONVOLUTIONS = [name for name, width in LAYERS.items() if width]  # those with normalization
+CONVOLUTIONS = [name for name, width in LAYERS.items() if width]  # those that normalization follows
 OPTIMIZERS = {  # of the filters -> defaults: max_lr, aux_lr, weight_decay
     "Muon": (0.03, 0.3, 0.0), "SGD": (0.05, 0.05, 5e-4), "Adam": (0.01, 0.01, 0.0), "AdamW": (0.01, 0.01, 0.05)}
 
@@ -39,25 +39,25 @@ OPTIMIZERS = {  # of the filters -> defaults: max_lr, aux_lr, weight_decay
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(cli.Options):
-    """All choices of a script. Numbers may be written as int or float. Raises RecipeError for invalid values."""
+    """All choices of a script. A float value may be written as int. Raises RecipeError for invalid values."""
 
     script: str  # the script's file, __file__; its name is the variant's
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
-    groups: int | str | None = option(None, "groups of channels, or 'channels': one each", parse=cli.int_or_text)
+    groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers that dropout follows", CONVOLUTIONS)
+    dropout_after: str = option("c3 c7 C10", "layers followed by dropout, separated by spaces", CONVOLUTIONS)
     skip: str = option("add", "how skip connections combine a layer's input and output", ("none", "add", "concat"))
-    widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of the convolutions",
+    widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of C1 to C10, with commas",
                                      parse=cli.integers)
     activation: str = option("Hardswish", "activation after each convolution", ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
-    optimizer: str = option("Muon", "optimizer; Muon for the filters, and SGD for the rest", tuple(OPTIMIZERS))
-    max_lr: float = option(None, "peak learning rate of the filters; by optimizer", "(0, inf)", float)
-    aux_lr: float = option(None, "peak learning rate of norm parameters and c11; by optimizer", "(0, inf)", float)
+    optimizer: str = option("Muon", "optimizer; with Muon, SGD trains all but the filters", tuple(OPTIMIZERS))
+    max_lr: float = option(None, "peak learning rate of the filters; default by optimizer", "(0, inf)", float)
+    aux_lr: float = option(None, "peak learning rate of all other parameters; likewise", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
     decay_power: float = option(2.0, "exponent of the learning-rate decay (1 = linear, 0 = none)", "[0, inf)")
-    momentum: float = option(0.9, "Nesterov momentum", "[0, 1)")
+    momentum: float = option(0.9, "Nesterov momentum of Muon and SGD, beta1 of Adam and AdamW", "[0, 1)")
     weight_decay: float = option(None, "weight decay of the filters, without effect under Muon", "[0, inf)", float)
     ema_decay: float = option(0.995, "EMA decay per step of the weights that are evaluated; 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
@@ -120,7 +120,7 @@ def sample_augmentation(count, recipe, epoch, generator):
 
 
 def augment(images, down, right, flip, top, left, cutout):
-    """Mirror, translate with reflected borders, and cut out, image by image: uint8 (N, 3, 32, 32) -> the same.
+    """Mirror, translate with reflection padding, and cut out, image by image: uint8 (N, 3, 32, 32) -> the same.
 
     DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout": a square of the
     mean color; theirs may cross the border.
@@ -154,7 +154,7 @@ def mean_and_std(device):
 
 
 class Network(nn.Module):
-    """The assignment's network: float (N, 3, 32, 32) -> logits (N, 10).
+    """The assignment's layers with optional skip connections: float (N, 3, 32, 32) -> logits (N, 10).
 
     C is a 3x3 convolution, c a 1x1 convolution, P a 2x2 max pool, GAP global average pooling. Skip connections: input
     and output are added (He et al. 2016, "Deep Residual Learning for Image Recognition") or concatenated (Huang et al.
@@ -196,7 +196,7 @@ def convolution(name, in_channels, out_channels, recipe):
     size = 3 if name.startswith("C") else 1
     bias = not recipe.norm  # normalization has a bias of its own
     layers = {"conv": nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)}
-    if not recipe.norm:  # LeCun et al. 1998, "Efficient BackProp": with skip connections, activations keep their scale
+    if not recipe.norm:  # LeCun et al. 1998, "Efficient BackProp": variance 1 / fan_in; skip connections do the rest
         nn.init.kaiming_normal_(layers["conv"].weight, nonlinearity="linear")
         nn.init.zeros_(layers["conv"].bias)
     if recipe.norm and recipe.groups is None:
@@ -226,7 +226,7 @@ def build_model(recipe):
 
 
 def filters(model):
-    """Return the weights of the convolutions with normalization: (out_channels, in_channels, height, width) each."""
+    """Return the weights of the convolutions but c11: (out_channels, in_channels, height, width) each."""
     return [layer.conv.weight for layer in model.children() if hasattr(layer, "conv")]
 
 
@@ -248,8 +248,8 @@ def autocast(device):
 class Muon(torch.optim.SGD):
     """SGD whose parameter groups with "orthogonalize" take orthogonalized momentum as their step.
 
-    A step changes all directions of a filter matrix alike; the learning rate is the norm of the step relative to the
-    initial matrix. With "keep_norm", each matrix is scaled back to its initial norm: normalization undoes that scale.
+    A step changes most directions of a filter matrix by a similar amount; its norm is the learning rate times the norm
+    of the initial matrix. With "keep_norm", each matrix is scaled back to that norm, whose size normalization undoes.
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; torch.optim.Muon takes only matrices.
     """
 
@@ -276,7 +276,7 @@ class Muon(torch.optim.SGD):
 
 
 def as_matrices(filters):
-    """Stack K filters (out_channels, in_channels, height, width) as (K, M, N), padded with zeros; a row per channel."""
+    """Stack K filters (out_channels, in_channels, height, width) as (K, M, N), padded with zeros: a row per output."""
     rows, columns = max(len(x) for x in filters), max(x[0].numel() for x in filters)
     return torch.stack([F.pad(x.flatten(1), (0, columns - x[0].numel(), 0, rows - len(x))) for x in filters])
 
@@ -287,7 +287,7 @@ def frobenius_norms(matrices):
 
 
 def orthogonalize(matrices, steps=3):
-    """Move the singular values of (K, M, N) near 1, except zeros, by Newton-Schulz steps with Muon's coefficients.
+    """Bring all but small singular values of (K, M, N) roughly to 1 by Newton-Schulz steps with Muon's coefficients.
 
     A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T; x is multiplied by all factors at once.
     """
@@ -327,8 +327,8 @@ def one_cycle(step, steps, recipe):
 def build_average(model, decay, scheduler):
     """Return the exponential moving average (EMA) of a network's weights and running statistics.
 
-    A step moves it by max(1 - decay, 10 / (10 + step)). A plain mean: Polyak and Juditsky 1992, "Acceleration of
-    Stochastic Approximation by Averaging".
+    A step moves it towards the weights by the fraction max(1 - decay, 10 / (10 + step)). Polyak and Juditsky 1992,
+    "Acceleration of Stochastic Approximation by Averaging", take the plain mean.
     """
     def move(averages, values, _):  # a list per data type; batch norm's count of batches is an integer
         if averages[0].is_floating_point():
@@ -371,7 +371,7 @@ class Training:
             "history": self.history, "best_weights": self.best_weights}
 
     def load_state_dict(self, state):
-        """Continue from a saved state; the dropout of another kind of device starts afresh."""
+        """Continue from a saved state; on another kind of device, without the random state of dropout."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.generator.set_state(state["generator"])
@@ -381,7 +381,7 @@ class Training:
 
 
 def train(training, val_set, save=lambda state: None):
-    """Train to the last epoch or early stopping, call `save` after each, and return best_weights. Raises Diverged."""
+    """Train to the last epoch or early stopping, save after each epoch, and return best_weights. Raises Diverged."""
     recipe, history = training.recipe, training.history
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         best = min(history, key=lambda row: row["val_loss"], default={"epoch": 0, "val_loss": math.inf})
@@ -442,7 +442,7 @@ def train_epoch(training, epoch):
 
 @torch.no_grad()
 def evaluate(model, images, targets):
-    """Return mean cross-entropy, accuracy in [0, 1], and logits, float32 (N, 10) on the CPU, of uint8 images."""
+    """Evaluate uint8 images. Return mean cross-entropy, accuracy in [0, 1] and logits, float32 (N, 10) on the CPU."""
     model.eval()
     with autocast(images.device):
         logits = torch.cat([model(normalize(batch)) for batch in images.split(500)]).float()
@@ -451,7 +451,7 @@ def evaluate(model, images, targets):
 
 
 def evaluate_test_set(model, device):
-    """Return the test metrics of the chosen weights, and the predictions to save. The only use of the test set."""
+    """Return the test metrics of the chosen weights, and the predictions to save. A run calls it once."""
     images, targets = cifar10.load("test")
     loss, accuracy, logits = evaluate(model, images.to(device), targets.to(device))
     predicted = logits.argmax(1)
@@ -464,7 +464,7 @@ def evaluate_test_set(model, device):
 
 
 def confident_mistakes(logits, predicted, targets):
-    """Return for each class the index of the wrong prediction with the highest confidence, int64 (10,) or fewer."""
+    """Return for each true class the index of the most confident wrong prediction, int64 (10,) or fewer."""
     confidence = logits.softmax(1)[torch.arange(len(targets)), predicted]
     confidence[predicted == targets] = -1
     by_class = [torch.where(targets == label, confidence, -1) for label in range(len(CLASSES))]
@@ -475,7 +475,7 @@ def confident_mistakes(logits, predicted, targets):
 
 
 def main(script, argv=None):
-    """Run a script. Exits with 2 for wrong arguments, 1 for a failed run, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run a recipe with flags; exit with 2 for wrong flags, 1 for a failed run, 130 for Ctrl-C, 143 for SIGTERM."""
     if runs.is_loading:  # a script without the line `if __name__ == "__main__":` that somebody imports
         return
     with cli.exit_on_error(f"{script.variant}.py"):
@@ -514,11 +514,11 @@ def run(recipe, options):
                 metrics |= test_metrics
             metrics |= {
                 "epochs": len(history), "best_epoch": min(history, key=lambda row: row["val_loss"])["epoch"],
-                "stopped_early": len(history) < recipe.epochs, "peak_memory_mb": machine.peak_memory_mb(),
+                "stopped_early": len(history) < recipe.epochs,
                 "seconds": round(seconds + time.perf_counter() - start, 1), "history": history}
-        if not diverged or options.run != recipe.variant:  # a script that diverges leaves its last results alone
+        if not diverged or options.run != recipe.variant:  # if a script diverges, its last results stay
             runs.save(metrics, tensors, staging, options)
-        checkpoint.path.unlink(missing_ok=True)  # last: a kill at any moment before leaves it to resume from
+        checkpoint.path.unlink(missing_ok=True)  # last, so that a run killed before can resume
         if diverged:
             raise diverged
 

@@ -1,16 +1,16 @@
 """Group normalization: a mean and a variance per image and group of channels.
 
-The C channels of activations x (N, C, H, W) are split into G groups of neighbours: x is viewed as (N, G, C/G, H, W),
-and statistics run over the axes (C/G, H, W) of each image on its own: N*G means and variances. Then every channel gets
-a learned weight and bias: 2*C parameters, as in batch normalization.
+The C channels of activations x (N, C, H, W) are split into G groups of adjacent channels, so x is viewed as
+(N, G, C/G, H, W). Mean and variance are computed over the axes (C/G, H, W): N*G of each. Then every channel gets a
+learned weight and bias: 2*C parameters, as in batch normalization.
 
-It removes the scale and the offset of each group in each image: an image of lower contrast gives the same output. What
-it leaves is how the channels of a group differ from each other.
+It removes the scale and the offset of each group in each image: a factor that all inputs of an image share changes
+nothing. It keeps how channels and positions within a group differ.
 
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization. Training and evaluation do
 the same: no image affects another, no running averages are needed, and a batch may be a single image. The noise of
-batch normalization is missing, too, so the assignment adds dropout: in training, not in evaluation, some channels of
-each image are set to zero, and the others are scaled up in return. results/studies.md shows what that does here.
+batch normalization is missing, too, so the course notes add dropout as a regularizer: in training, some channels of
+each image are set to zero, and the others are scaled up in return. results/studies.md shows the effect of dropout.
 
 Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
 Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.

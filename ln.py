@@ -1,19 +1,19 @@
 """Layer normalization: a mean and a variance per image, over all channels and positions.
 
-For activations x of shape (N, C, H, W), statistics run over the axes (C, H, W): one mean and one variance per image,
+For activations x of shape (N, C, H, W), they are computed over the axes (C, H, W): one mean and one variance per image,
 N of each, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. PyTorch calls that a
 group normalization with one group.
 
-It removes the scale and the offset of each image. What it leaves is how the channels differ from each other, also where
-they differ by the same amount in all images: batch normalization would remove that.
+It removes the scale and the offset of each image. It keeps how channels and positions within an image differ, even if
+channels differ by the same amount in all images, which batch normalization would remove.
 
 Training and evaluation do the same: no image affects another, and no running averages are needed. Channels do affect
 each other: one with large activations makes all the others smaller.
 
 Why not nn.LayerNorm((C, H, W))? It computes the same statistics, but learns a weight and a bias for every single
 element: 2*C*H*W parameters. For 16 channels at 32x32 that is 32,768 in one layer, of the 50,000 that the whole network
-may have. (With elementwise_affine=False it learns none, and each channel would lack its own.) In transformers and
-ConvNeXt, "layer normalization" is another thing: statistics run over the channels of each position alone.
+may have. With elementwise_affine=False it has no weight and bias at all. In transformers and ConvNeXt, "layer
+normalization" is another thing: mean and variance are computed over the channels of each position alone.
 
 Ba, Kiros and Hinton 2016, "Layer Normalization".
 """

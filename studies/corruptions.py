@@ -2,10 +2,10 @@
 
 Batch normalization normalizes corrupted images by means and variances of the clean ones that it was trained on; group
 and layer normalization by those of each image itself. So where a corruption shifts or scales what a layer sees, as
-lower contrast does, batch normalization should suffer most, and recover much when its means and variances are taken
-again from the corrupted images (Schneider et al. 2020, "Improving robustness against common corruptions by covariate
-shift adaptation"); it has then seen all 10,000 of them, unlike the others. Names and severities are those of Hendrycks
-and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations".
+lower contrast does, batch normalization should suffer most. It should recover when its means and variances are
+estimated again from the corrupted images (Schneider et al. 2020, "Improving robustness against common corruptions by
+covariate shift adaptation"); it has then seen all 10,000 test images, without labels. Names and severities are those of
+Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations".
 """
 
 import copy
@@ -23,7 +23,7 @@ from support.files import RunError
 from support.plots import percent
 
 SEVERITIES = (1, 3, 5)  # of five
-SETTING = "the published networks, 3 seeds, the 10,000 test images; bands: one standard deviation"
+SETTING = "final networks of 3 seeds, the 10,000 test images; severity 0: uncorrupted; bands: one standard deviation"
 
 
 def gaussian_noise(images, deviation):
@@ -107,9 +107,10 @@ def findings(results):
     noise, blur, low = (compared(results[name][-1])[0] for name in ("Gaussian noise", "Gaussian blur", "contrast"))
     return [
         (f"At the lowest contrast, group and layer normalization reach {low['gn']:.1f} and {low['ln']:.1f} %, batch "
-         f"normalization {low['bn']:.1f} %, or {low['bn' + ADAPTED]:.1f} % with statistics of the corrupted images.",
+         f"normalization {low['bn']:.1f} %, or {low['bn' + ADAPTED]:.1f} % after adaptation to the corrupted images.",
          ahead("contrast", "gn", "bn") and ahead("contrast", "ln", "bn") and low["bn" + ADAPTED] > low["bn"] + 5),
-        (f"Under the strongest blur they are ahead, too ({blur['gn']:.1f} and {blur['ln']:.1f} against "
+        (f"Under the strongest blur, group and layer normalization are ahead, too ({blur['gn']:.1f} and "
+         f"{blur['ln']:.1f} against "
          f"{blur['bn']:.1f} %).", ahead("Gaussian blur", "gn", "bn") and ahead("Gaussian blur", "ln", "bn")),
         (f"Under the strongest noise no difference is significant ({noise['bn']:.1f}, {noise['gn']:.1f} and "
          f"{noise['ln']:.1f} %).", not any(ahead("Gaussian noise", a, b) for a in ("bn", "gn", "ln")
@@ -119,7 +120,7 @@ def findings(results):
 
 def title(line):
     name = line.removesuffix(ADAPTED)
-    return f"{LABELS.get(name, name)}{', statistics of the corrupted images' * line.endswith(ADAPTED)}"
+    return f"{LABELS.get(name, name)}{', adapted to the corrupted images' * line.endswith(ADAPTED)}"
 
 
 def table(results):
@@ -128,13 +129,14 @@ def table(results):
         for severity, group in zip(SEVERITIES, results[name], strict=True)}
     rows = []
     for name, group in groups.items():
-        means, tests = compared(group)
+        means, tests = compared(group) if name != CLEAN else (compared(group)[0], {})
         best = max((line for line in means if not line.endswith(ADAPTED)), key=means.get)
         rows.append([name, *(bold_if(tests.get((line, best), 1) < stats.LEVEL, percent(values))
                              for line, values in group.items())])
     return (markdown(["test accuracy, %", *map(title, results[CLEAN][0])], rows, "---:") +
-            "\nBold: significantly different from the best of its row, by Tukey's test within the row, since standard "
-            "deviations differ widely between rows; the statistics of the corrupted images are left out of it.\n")
+            "\nBold: p < 0.05 in Tukey's test against the best of the row; standard deviations differ widely "
+            "between rows. "
+            "The networks adapted to the corrupted images are not tested. For uncorrupted images, see above.\n")
 
 
 def plot(results):

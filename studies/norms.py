@@ -1,12 +1,12 @@
 """What a normalization does.
 
-Each normalization takes from activations (N, C, H, W) the mean of a set of them, and divides by its standard deviation;
-they differ in the set (Wu and He 2018, "Group Normalization", figure 2). Batch normalization's is a channel in all
-images, so each channel leaves it with mean 0 and deviation 1. Group and layer normalization's are several channels of
-one image: together those have mean 0 and deviation 1, but each on its own may keep its own mean and variance.
+Each normalization subtracts from activations (N, C, H, W) the mean of a set of them, and divides by their standard
+deviation; they differ in the set (Wu and He 2018, "Group Normalization", figure 2). For batch normalization, the set is
+one channel in all images of the batch, so each channel leaves it with mean 0 and standard deviation 1. For group and
+layer normalization, it is several channels of one image: together, those have mean 0 and standard deviation 1.
 
-A normalization undoes any factor that all of a set share (Ba et al. 2016, "Layer Normalization", table 1): batch
-normalization that of a single filter, group normalization that of all filters of a group, or the contrast of an image.
+A normalization cancels any factor that a whole set shares (Ba et al. 2016, "Layer Normalization", table 1): batch
+normalization that of a single filter, group normalization that of all filters of a group, or of an image.
 """
 
 import numpy
@@ -20,10 +20,13 @@ from support import cifar10, files, plots, runs
 
 LAYER, CHANNELS, IMAGES, BINS, FACTOR = "C5", 8, 128, 100, 10
 CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
-SETTING = (f"{CHANNELS} channels of {LAYER} in the published networks of seed 0, {IMAGES} validation images; without "
-           "the learned weight and bias")
-CHANGES = {"filter": "one filter × 10", "filters": "all filters × 10", "image": "one image × 10: its own output",
-           "others": "one image × 10: output of the others"}
+SETTING = ("left: the elements of N images and C channels that share a mean and a variance; middle and right: "
+           f"{CHANNELS} "
+           f"channels of {LAYER}, a line each,\nin the final networks of seed 0, {IMAGES} validation images, "
+           "training mode, "
+           "without the learned weight and bias")
+CHANGES = {"filter": "one filter × 10 (mean over filters)", "filters": "all filters × 10",
+           "image": "one image × 10: its own output", "others": "one image × 10: output of the other images"}
 
 
 def build_norm(variant, channels):
@@ -123,24 +126,25 @@ def plot(results):
             ends = [mean + sign * 4 * deviation for sign in (-1, 1) for part in ("before", "after") for mean, deviation
                     in zip(results[variant][part]["means"], results[variant][part]["deviations"], strict=True)]
             ax.set(yticks=[], xlim=(min(ends), max(ends)), xlabel="activation" if row == len(shown) - 1 else "")
-            ax.set_title(f"{name}: channel means {value_range(values['means'])},\n"
-                         f"deviations {value_range(values['deviations'])}", fontsize=9)
+            ax.set_title(f"{name} normalization: means {value_range(values['means'])},\n"
+                         f"standard deviations {value_range(values['deviations'])}", fontsize=9)
     return fig
 
 
 def findings(results):
-    apart = {variant: max(means) - min(means) for variant in ("bn", "gn", "ln")
-             for means in [results[variant]["after"]["means"]]}
+    means = {variant: results[variant]["after"]["means"] for variant in ("bn", "gn", "ln")}
+    apart = {variant: max(values) - min(values) for variant, values in means.items()}
     bn, gn, ln, instance = (results[name]["changes"] for name in ("bn", "gn", "ln", "in"))
     return [
-        ("Batch normalization gives every channel a mean of 0. Group and layer normalization do that for several "
-         f"channels together: the means of channels stay up to {apart['gn']:.2f} and {apart['ln']:.2f} apart.",
-         apart["bn"] < 0.1 < 0.3 < min(apart["gn"], apart["ln"])),
-        ("All undo a factor that all filters of a layer share, but only batch and instance normalization that of a "
-         "single filter.", all(values["filters"] < 0.01 for values in (bn, gn, ln, instance)) and
+        ("In training, batch normalization gives each channel a mean of 0. Group and layer normalization do not: the "
+         f"means of single channels differ by up to {apart['gn']:.2f} and {apart['ln']:.2f} standard deviations.",
+         max(map(abs, means["bn"])) < 0.01 and min(apart["gn"], apart["ln"]) > 0.3),
+        ("All four normalizations cancel a factor that all filters of a layer share, but only batch and instance "
+         "normalization that of a single filter.",
+         all(values["filters"] < 0.01 for values in (bn, gn, ln, instance)) and
          max(bn["filter"], instance["filter"]) < 0.01 < 0.1 < min(gn["filter"], ln["filter"])),
-        ("Group, layer and instance normalization undo the contrast of an image. Batch normalization does not: with "
-         "it, one image changes the output for all others.",
+        ("Group, layer and instance normalization cancel a factor of one whole image. Batch normalization does not in "
+         "training: there, that image changes the outputs for the others.",
          max(values[key] for values in (gn, ln, instance) for key in ("image", "others")) < 0.01 and
          min(bn["image"], bn["others"]) > 0.1),
     ]
@@ -151,5 +155,5 @@ def table(results):
     names = LABELS | {"in": "instance norm"}
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
-    return (markdown(["change of the output of C1", *(names.get(name, name) for name in shown)], scaled, "---:") +
-            "\nChanges are root mean squares, relative to that of the output.\n")
+    head = ["change of the normalized output of C1", *(names.get(name, name) for name in shown)]
+    return f"{markdown(head, scaled, '---:')}\nRMS of the change, relative to the RMS of the output; training mode.\n"

@@ -34,11 +34,11 @@ def run_study(module, options):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m studies.run", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("name", choices=["seeds", "quick", *NAMES], help="what to run; quick: what takes seconds")
+    parser.add_argument("name", choices=["seeds", "quick", *NAMES], help="what to run; quick: the first three studies")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU, one)")
     parser.add_argument("--list", action="store_true",
                         help="print the command of each missing run, one per line, and run nothing")
-    parser.add_argument("--seeds", type=int, nargs="+", default=study.SEEDS, help="for `seeds` (default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=study.SEEDS, help="used by `seeds` (default: 0 1 2)")
     options = parser.parse_args(argv)
     with cli.exit_on_error(options.name):
         if options.name == "seeds":

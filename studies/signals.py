@@ -1,9 +1,8 @@
-"""How signals and gradients pass through a fresh network.
+"""How signals and gradients pass through an untrained network.
 
-Without normalization, the standard deviation of activations is multiplied by some factor in each layer, and that of
-gradients on the way back: after many layers, both vanish or explode (He et al. 2015, "Delving Deep into Rectifiers").
-Normalization sets the scale anew in each layer, whatever the filters. Without it, filters must start at the right scale
-for the same effect, which the network here does when it has no normalization.
+In a plain network without normalization, each layer multiplies the standard deviation of activations by some factor,
+and that of gradients on the way back: unless the factors are near 1, both vanish or explode (He et al. 2015, "Delving
+Deep into Rectifiers"). Normalization sets the scale in each layer, whatever the filters. Skip connections help, too.
 """
 
 import torch
@@ -15,8 +14,12 @@ from studies.study import LABELS, NO_NORM, SEEDS, plot_line
 from support import cifar10, plots, runs
 
 IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
-NAMES = LABELS | {SAME: "no norm, the filters of the others", NO_NORM: "no norm, filters at the right scale"}
-SETTING = f"networks before training, {len(SEEDS)} seeds, {IMAGES} training images; bands: one standard deviation"
+NAMES = LABELS | {SAME: "no norm, the same initial filters", NO_NORM: "no norm, filters of variance 1 / fan_in"}
+SETTING = (f"outputs of layers before the skip connection, and gradients of the mean loss there; {IMAGES} training "
+           "images, "
+           f"{len(SEEDS)} seeds;\nP1 after c3 and P2 after c7 leave a quarter of the positions, so gradients grow; "
+           "bands: one "
+           "standard deviation")
 
 
 def through(line, recipe, seed, images, targets):
@@ -52,20 +55,22 @@ def findings(results):
         return sum(pair[quantity] for pair in results[line][layer]) / len(SEEDS)
 
     kept = {line: mean(line, 0, layers[-1]) / mean(line, 0, layers[0]) for line in results}
-    arrives = mean(SAME, 1, layers[0]) / mean("bn", 1, layers[0])
+    arrives = {line: mean(SAME, 1, layers[0]) / mean(line, 1, layers[0]) for line in ("bn", "gn", "ln")}
     return [
-        (f"Without normalization, but from the same filters, activations fade from {layers[0]} to {layers[-1]} to "
-         f"{100 * kept[SAME]:.0f} % of their standard deviation; with any normalization they keep it.",
-         kept[SAME] < 0.2 and all(0.8 < kept[line] < 1.25 for line in ("bn", "gn", "ln"))),
-        (f"The gradient that arrives at {layers[0]} is then {100 * arrives:.0f} % of that with batch normalization.",
-         arrives < 0.2),
+        ("Without normalization, but with the same initial filters, the standard deviation of layer outputs falls "
+         "from "
+         f"{layers[0]} to {layers[-1]} to {100 * kept[SAME]:.0f} %; with each of the three normalizations it stays.",
+         kept[SAME] < 0.2 and all(0.8 < kept[line] < 1.25 for line in arrives)),
+        (f"The gradient at {layers[0]} is {100 * arrives['bn']:.0f} % of that with batch normalization, and "
+         f"{100 * arrives['gn']:.0f} and {100 * arrives['ln']:.0f} % of that with group and layer normalization.",
+         max(arrives.values()) < 0.3),
     ]
 
 
 def plot(results):
     fig, axes = plots.new_axes(9, 3.8, 2)
     layers = list(results[SAME])
-    for ax, quantity, title in ((axes[0], 0, "standard deviation of activations"),
+    for ax, quantity, title in ((axes[0], 0, "standard deviation of outputs"),
                                 (axes[1], 1, "RMS of gradients of the loss")):
         for line, values in results.items():
             by_layer = [[pair[quantity] for pair in values[layer]] for layer in layers]
@@ -75,5 +80,5 @@ def plot(results):
         ax.set_xticks(range(len(layers)), layers)
         ax.grid(alpha=0.3)
         ax.set(ylabel=title, xlabel="layer")
-    axes[0].legend(fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     return fig

@@ -1,8 +1,9 @@
 """Statistics of the studies: t-tests with one pooled standard deviation per table, Holm's correction, intervals.
 
 Student's t-test with the standard deviation pooled over all cells of a table has more degrees of freedom than one with
-two cells alone. Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure", keeps the probability of any
-false positive in a table below LEVEL. Where standard deviations differ widely, tukey() compares within one row.
+two cells alone. It assumes equal variances, and treats runs as independent, also if they share a seed. Holm 1979, "A
+Simple Sequentially Rejective Multiple Test Procedure", keeps the probability of any false positive in a family of
+comparisons at LEVEL or below. Where variances differ widely, tukey() compares within one row.
 """
 
 import math
@@ -12,8 +13,9 @@ from typing import NamedTuple
 from scipy import stats
 
 LEVEL = 0.05
-DEFINITION = (f"Significant: p < {LEVEL:g} in a t-test with the standard deviation pooled over the table, after Holm's "
-              "correction for all its comparisons. Square brackets: 95 % confidence intervals, not corrected.")
+DEFINITION = (f"Significant, if nothing else is said: p < {LEVEL:g} in a t-test with the standard deviation pooled "
+              "over the table, after Holm's correction for the comparisons in it. Square brackets: 95 % confidence "
+              "intervals, not corrected for multiple comparisons. ±: sample standard deviation over seeds.")
 
 
 class Difference(NamedTuple):
@@ -38,6 +40,11 @@ class Difference(NamedTuple):
         return f"{abs(self.estimate):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def p_text(p):
+    """Return a p-value as "p = 0.03" or "p < 0.001"."""
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
 def pooled(cells):
     """Return the standard deviation pooled over lists of values, and its degrees of freedom."""
     freedom = sum(len(values) - 1 for values in cells)
@@ -57,8 +64,7 @@ def from_error(estimate, error, freedom=math.inf):
     """Return a Difference from its standard error and degrees of freedom."""
     error = max(error, 1e-12)
     half = error * float(stats.t.ppf(0.975, freedom))
-    p = 2 * float(stats.t.sf(abs(estimate) / error, freedom))
-    return Difference(estimate, estimate - half, estimate + half, p)
+    return Difference(estimate, estimate - half, estimate + half, 2 * float(stats.t.sf(abs(estimate) / error, freedom)))
 
 
 def holm(differences):
@@ -76,16 +82,20 @@ def against(cells, reference):
                  for line, x in cells if x != reference})
 
 
-def main_effect(cells, x, reference):
-    """Return the Difference of x from the reference, averaged over all lines of {(line, x): values}."""
-    lines = list(dict.fromkeys(line for line, _ in cells))
-    return contrast(cells, {(line, column): sign / len(lines) for line in lines
-                            for column, sign in ((x, 1), (reference, -1))})
+def main_effects(cells, reference):
+    """Return {x: Difference from the reference, mean of all lines} of {(line, x): values}, corrected by holm()."""
+    lines, columns = (dict.fromkeys(key[axis] for key in cells) for axis in (0, 1))
+    return holm({x: contrast(cells, {(line, column): sign / len(lines) for line in lines
+                                     for column, sign in ((x, 1), (reference, -1))})
+                 for x in columns if x != reference})
 
 
 def interaction(cells):
-    """Return the p-value of an F-test that x has the same effect on all lines of {(line, x): values}, all as long."""
-    lines, columns = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
+    """Return the p-value of an F-test that x has the same effect on all lines of {(line, x): values}.
+
+    All cells must have equally many values.
+    """
+    lines, columns = (dict.fromkeys(key[axis] for key in cells) for axis in (0, 1))
     deviation, freedom = pooled(cells.values())
     means = {key: statistics.mean(values) for key, values in cells.items()}
     of_line = {line: statistics.mean(means[line, x] for x in columns) for line in lines}
@@ -93,8 +103,8 @@ def interaction(cells):
     overall = statistics.mean(means.values())
     size = len(next(iter(cells.values())))
     squares = size * sum((means[line, x] - of_line[line] - of_x[x] + overall) ** 2 for line, x in cells)
-    between = (len(lines) - 1) * (len(columns) - 1)
-    return float(stats.f.sf(squares / max(between, 1) / max(deviation, 1e-12) ** 2, max(between, 1), freedom))
+    between = max(1, (len(lines) - 1) * (len(columns) - 1))
+    return float(stats.f.sf(squares / between / max(deviation, 1e-12) ** 2, between, freedom))
 
 
 def tukey(groups):

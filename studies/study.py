@@ -220,8 +220,8 @@ def origin(study, only=None):
         except RunError as error:
             found = [str(error)]
         changes.setdefault(variant, {}).update(dict.fromkeys(found))
-    texts = [f"of an earlier {variant}.py: {', '.join(found)}" for variant, found in changes.items() if found]
-    return f" [{'; '.join(texts)}]" if texts else ""
+    texts = [f"an earlier {variant}.py: {', '.join(found)}" for variant, found in changes.items() if found]
+    return f" [made with {'; '.join(texts)}]" if texts else ""
 
 
 def made_on(study):
@@ -262,18 +262,19 @@ def markdown(head, rows, align="---"):
 def table(results, measure, row_header, columns, reference, digits=2):
     """Return a table of measure(runs), a row per line, a column per x of `columns`, and its tests against a reference.
 
-    The last row has the difference from the reference over all lines; below it stands whether the lines differ in it.
+    The last row has the difference from the reference, averaged over the lines; the F-test is whether lines differ in
+    it. Holm's correction is applied to the cells, and to the last row, separately.
     """
     cells = {(line, x): measure(group) for (line, x), group in results.items()}
     lines, tests, text = dict.fromkeys(line for line, _ in cells), stats.against(cells, reference), f"{{:.{digits}f}}"
     rows = [[LABELS.get(line, line), *(bold_if(x != reference and tests[line, x].significant,
                                                mean_and_sd(cells[line, x], text)) for x in columns)] for line in lines]
-    overall = stats.holm({x: stats.main_effect(cells, x, reference) for x in columns if x != reference})
-    rows.append(["difference, mean of all", *("" if x == reference else bold_if(overall[x].significant,
-                                                                            overall[x].text(digits)) for x in columns)])
+    overall = stats.main_effects(cells, reference)
+    texts = {x: bold_if(test.significant, test.text(digits)) for x, test in overall.items()}
+    rows.append(["difference, averaged over the normalizations", *(texts.get(x, "") for x in columns)])
     return (markdown([row_header, *columns.values()], rows, "---:") +
-            f"\nBold: significant, compared with {columns[reference]}. Does the effect depend on the normalization? "
-            f"F-test: p = {stats.interaction(cells):.2f}.\n")
+            f"\nBold: significant, compared with {columns[reference]}. F-test that differences do not depend on the "
+            f"normalization: {stats.p_text(stats.interaction(cells))}.\n")
 
 
 def plot_line(ax, line, xs, values, title=None, **style):
@@ -291,12 +292,10 @@ def plot_lines(ax, results, measure):
 
 def plot_intervals(ax, cells, columns):
     """Plot the means of {(line, x): values} side by side for each x of `columns`, with 95 % confidence intervals."""
-    lines = list(dict.fromkeys(line for line, _ in cells))
-    for place, line in enumerate(lines):
-        found = [stats.contrast(cells, {(line, x): 1}) for x in columns]
-        at = [column + 0.18 * (place - (len(lines) - 1) / 2) for column in range(len(columns))]
-        ax.errorbar(at, [mean.estimate for mean in found], [mean.estimate - mean.low for mean in found], fmt="o",
-                    capsize=3, color=plots.color_of(line), label=LABELS.get(line, line))
+    for place, line in enumerate(dict.fromkeys(line for line, _ in cells)):
+        means = [stats.contrast(cells, {(line, x): 1}) for x in columns]
+        ax.errorbar([column + 0.18 * (place - 1) for column in range(len(columns))], [mean.estimate for mean in means],
+                    [mean.estimate - mean.low for mean in means], fmt="o", capsize=3, color=plots.color_of(line),
+                    label=LABELS.get(line, line))
     ax.set_xticks(range(len(columns)), columns.values())
-    ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.grid(alpha=0.3, axis="y")

@@ -4,9 +4,7 @@ import argparse
 import contextlib
 import functools
 import platform
-import resource
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -18,12 +16,6 @@ def interrupt_on_sigterm():
         raise KeyboardInterrupt(number)
 
     signal.signal(signal.SIGTERM, interrupt)
-
-
-def peak_memory_mb():
-    """Return the most host memory that this process has held so far, in units of 10^6 bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, 1024 bytes elsewhere
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
 
 @functools.cache

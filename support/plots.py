@@ -61,12 +61,6 @@ def plot_means(ax, xs, values, color, **style):
         ax.fill_between(xs, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def show_image(ax, image):
-    """Show an image, uint8 (3, 32, 32), without ticks."""
-    ax.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
-    ax.set(xticks=[], yticks=[])
-
-
 # --- A run ---
 
 
@@ -102,10 +96,10 @@ def plot_curves(folder, metrics):
         ax.set(ylabel=f"{name}, {unit}")
         ax.legend(fontsize=9)
     noise = "augmentation and dropout" if recipe["dropout"] else "augmentation"
-    caption = (f"Training values are running means under {noise}, validation uses the average of the weights: so "
-               f"training looks worse.\nWithout {noise}, training accuracy is {metrics['train_accuracy']:.1%}. Early "
-               f"stopping comes {recipe['patience']} epochs after the best one.")
-    title = f"{metrics['run']}: validation accuracy {metrics['val_accuracy']:.1%}"
+    caption = (f"Training values are means over each epoch, with {noise}; validation uses the EMA of the weights. So "
+               f"training may look worse:\nwithout {noise}, training accuracy is {metrics['train_accuracy']:.1%}. "
+               f"Training stops after {recipe['patience']} epochs without a lower validation loss.")
+    title = f"{metrics['run']}, seed {metrics['seed']}: validation accuracy {metrics['val_accuracy']:.1%}"
     save_figure(fig, title, folder / "curves.png", caption)
 
 
@@ -130,9 +124,9 @@ def plot_confusion(folder, metrics, predictions):
     ax.set(xlabel="predicted class", ylabel="true class")
     accuracy = metrics["per_class_accuracy"]
     best, worst = max(accuracy, key=accuracy.get), min(accuracy, key=accuracy.get)
-    caption = (f"Number of test images. Bold: correct answers; colors: mistakes.\nBest class {best} "
+    caption = (f"Number of test images. Darker blue: more mistakes; bold: correct.\nBest class {best} "
                f"({accuracy[best]:.1%}), worst {worst} ({accuracy[worst]:.1%}).")
-    title = f"{metrics['run']}: test accuracy {metrics['test_accuracy']:.1%}"
+    title = f"{metrics['run']}, seed {metrics['seed']}: test accuracy {metrics['test_accuracy']:.1%}"
     save_figure(fig, title, folder / "confusion.png", caption)
 
 
@@ -144,10 +138,12 @@ def plot_misclassified(folder, metrics, predictions):
     for ax, index, image in zip(axes.flat, predictions["shown"], predictions["images"], strict=False):
         true, predicted = predictions["targets"][index], predictions["predicted"][index]
         confidence = predictions["logits"][index].float().softmax(0)[predicted]
-        show_image(ax, image)
+        ax.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
         ax.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\nconfidence {confidence:.1%}", fontsize=9)
-    save_figure(fig, f"{metrics['run']}: the most confident mistake in each class", folder / "misclassified.png",
-                "True class → predicted class. Some labels are doubtful.")
+    title = f"{metrics['run']}, seed {metrics['seed']}: the most confident mistake in each true class"
+    save_figure(fig, title, folder / "misclassified.png", "True class → predicted class; confidence: softmax "
+                                                          "probability "
+                "of the predicted class. CIFAR-10 has some wrong labels.")
 
 
 def plot_comparison(groups, path):
@@ -170,4 +166,5 @@ def plot_comparison(groups, path):
                   loc="lower left" if name == "loss" else "upper left")
     seeds = max(len(group) for group in groups)
     save_figure(fig, "The same network with each normalization", path,
-                f"Inset: the last epochs. Lines and bands: mean and standard deviation of {seeds} seeds." * (seeds > 1))
+                f"EMA of the weights; inset: the last 5 epochs; mean and standard deviation of {seeds} "
+                "seeds." * (seeds > 1))

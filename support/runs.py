@@ -4,7 +4,6 @@ A run is one dict of metrics, METRICS, with its history as columns, HISTORY: met
 its weights, or <run>.json alone. A script is a variant if it assigns RECIPE.
 """
 
-import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -22,7 +21,7 @@ from support.files import RunError, write_file
 HISTORY = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 METRICS = (
     "variant", "run", "recipe", "code", "checkout", "parameters", "macs", "train_images", "seed", "device", "processor",
-    "precision", "threads", "torch", "epochs", "best_epoch", "stopped_early", "diverged", "seconds", "peak_memory_mb",
+    "precision", "threads", "torch", "epochs", "best_epoch", "stopped_early", "diverged", "seconds",
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "per_class_accuracy",
     "history")
 SAME = ("recipe", "code", "torch", "device", "precision")  # what the pooled runs of other seeds have in common
@@ -145,7 +144,7 @@ def variants():
     names = []
     for path in sorted(files.ROOT.glob("[!.]*.py")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if re.search(r"^\s*RECIPE\s*(:[^=]*)?=", path.read_text(encoding="utf-8"), re.MULTILINE):  # as the Makefile
+            if re.search(r"^\s*RECIPE\s*(:[^=]*)?=(?!=)", path.read_text(encoding="utf-8"), re.MULTILINE):  # as the Makefile
                 names.append(path.stem)
     for name in names:
         cli.check_name(name)
@@ -183,18 +182,9 @@ def recipe_of(metrics):
 
 
 def code_digest(variant):
-    """Return a SHA-256 of a script, common.py and the modules in this folder that they import, docstrings aside."""
-    digest, names = hashlib.sha256(), [variant, "common"]
-    for name in names:  # grows on the way
-        tree = ast.parse((files.ROOT / f"{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:]
-            imported = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                        [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-            names += [name for name in imported if name not in names and (files.ROOT / f"{name}.py").exists()]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
+    """Return a SHA-256 of a script and common.py."""
+    contents = [(files.ROOT / f"{name}.py").read_bytes() for name in (variant, "common")]
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def checkout_id():

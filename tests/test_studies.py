@@ -93,7 +93,7 @@ def test_a_study_runs_what_is_missing_once(copied, tiny, capsys, monkeypatch):
     assert "2 things matter. Nothing else does." in capsys.readouterr().out and (copied.results / "tiny.png").exists()
     assert f"torch {torch.__version__}" in study.made_on(tiny)
     monkeypatch.setattr(bn, "RECIPE", replace(bn.RECIPE, translate=3))
-    assert study.origin(tiny) == " [of an earlier bn.py: translate was 4, is 3]" and len(missing(capsys, "tiny")) == 4
+    assert study.origin(tiny) == " [made with an earlier bn.py: translate was 4, is 3]" and len(missing(capsys, "tiny")) == 4
     (copied.folder / "bn.py").unlink()
     assert len(study.results_of(tiny)) == 2 and "there is no variant 'bn'" in study.origin(tiny)
     assert study.results_of(batch_size) is None and study.origin(batch_size) == ""
@@ -229,7 +229,7 @@ def test_the_interaction_of_two_by_two_cells_is_the_square_of_its_t_test():
     assert stats.interaction(cells) == pytest.approx(test.p)
     additive = {(line, x): [value + 5 * x + 3 * (line == "b") for value in (1.0, 2.0, 3.0)] for line, x in cells}
     assert stats.interaction(additive) == pytest.approx(1)
-    assert stats.main_effect(additive, 1, 0).estimate == pytest.approx(5)
+    assert stats.main_effects(additive, 0)[1].estimate == pytest.approx(5)
     assert stats.against(additive, 0)["b", 1].estimate == pytest.approx(5)
 
 
@@ -253,10 +253,10 @@ def test_dropout():
 
 
 def test_connections_groups_and_ablation():
-    reached = {"none": 78, "add": 79, "concat": 80}
+    reached = {"none": 78, "add": 80, "concat": 79}
     results = {(line, way): made_up(reached[way]) for line in SCRIPTS for way in connections.WAYS}
     assert holds(connections, results) == [True, True]
-    assert "unconnected | added | concatenated" in connections.table(results)
+    assert "| none | added | concatenated |" in connections.table(results)
     assert holds(connections, {key: made_up(79) for key in results}) == [False, False]
     results = {("gn", number): made_up(70 - 3 * (number == "channels")) for number in groups.GROUPS}
     results |= {(line, x): made_up({"bn": 71, "none": 68}[line]) for line, xs in groups.REFERENCES.items() for x in xs}
@@ -343,7 +343,7 @@ def test_norms_are_measured_and_share_statistics_as_pytorchs_layers_do(trained):
     assert results["bn"]["after"]["deviations"] == pytest.approx([1] * 8, abs=0.01)
     assert all(supported for _, supported in norms.findings(results)) and norms.plot(results).axes
     assert not all(supported for _, supported in norms.findings(results | {"bn": results["ln"]}))
-    assert "| one filter × 10 | 0.0 % |" in norms.table(results)
+    assert "| one filter × 10 (mean over filters) | 0.0 % |" in norms.table(results)
     for variant, layer in {"bn": nn.BatchNorm1d(6), "gn": nn.GroupNorm(3, 6), "ln": nn.GroupNorm(1, 6)}.items():
         x = torch.randn(norms.CUBE, generator=torch.Generator().manual_seed(0), requires_grad=True)
         layer(x)[0, 0, 0].backward()

@@ -38,9 +38,9 @@ def test_the_pages_have_the_numbers_of_the_runs_and_the_report_the_assignments_f
         share = counts.diag() / counts.sum(1)
         best, worst = (cifar10.CLASSES[index] for index in (share.argmax(), share.argmin()))
         assert f"Best class: {best} {share.max():.1%}; worst class: {worst} {share.min():.1%}\n" in section
-        *names, count = re.search(r"Largest confusions of test images: (\w+) → (\w+): (\d+)", section).groups()
+        *names, count = re.search(r"confusions \(true → predicted\): (\w+) → (\w+): (\d+)", section).groups()
         assert counts[tuple(map(cifar10.CLASSES.index, names))] == int(count) == counts.fill_diagonal_(0).max()
-        assert "Early stopping did not come" in section and all(
+        assert "Early stopping did not occur" in section and all(
             f"({variant}/{figure}.png)" in section for figure in ("curves", "confusion", "misclassified"))
         assert "Early stopping: after epoch 5" in report.section([metrics | {"stopped_early": True}])
         assert all(f"`make study-{name}`" in section for name in ("dropout", "connections"))
@@ -62,7 +62,7 @@ def test_seeds_are_pooled_and_shown_with_their_number_and_epochs_by_variant(copi
     text, page = (folder.joinpath("README.md").read_text() for folder in (copied.folder, copied.results))
     assert "| bn | 2 | 1 |" in text and "| gn | 2 | 5 |" in text and "| ln | 3 |" in text
     assert "**95.00 ± 7.07** | **90.00 ± 10.00** | validation set |" in page and "**90.00 ± 10.00**" in text
-    assert "- Test accuracy 100.00 % [90.00 ± 10.00, n = 3], loss " in page
+    assert "- Test accuracy 100.00 % (90.00 ± 10.00, n = 3), loss " in page
     report.main(["show", "--seed", "1"])
     page = (copied.results / "README-seed=1.md").read_text()
     assert b"| ln-seed=1 | 1 |" in out.getvalue() and "### Misclassified images\n\n![Mistakes of ln-seed=1]" in page
@@ -96,7 +96,7 @@ def test_reports_survive_any_edit_and_name_what_no_longer_fits(copied, capsys, m
     printed, pages = "\n".join(capsys.readouterr()), [path.read_text() for path in copied.results.glob("*.md")]
     assert words in printed and study.UNSUPPORTED in "".join(pages)
     earlier = "dropout was 0.05, is 0.0]" if new == "dropout=0" else ""
-    assert all((f" [of an earlier gn.py: {earlier}" in page) == (new != "(channels)") for page in pages)
+    assert all((f" [made with an earlier gn.py: {earlier}" in page) == (new != "(channels)") for page in pages)
 
 
 def test_plots_makes_all_figures_and_pages_again_from_the_saved_files_alone(copied):

@@ -217,7 +217,7 @@ def change_metrics(folder, **values):
 
 def what_is_left(world, name):
     """Return what must not depend on interruptions: metrics without durations and memory, and all saved tensors."""
-    metrics = metrics_of(world, name) | {"seconds": None, "peak_memory_mb": None}
+    metrics = metrics_of(world, name) | {"seconds": None}
     metrics["history"].pop("seconds")
     tensors = [torch.load(path, weights_only=True) for path in sorted((world.results / name).glob("*.pt"))]
     return metrics, [{key: value.tolist() for key, value in part.items()} for part in tensors]

@@ -14,11 +14,11 @@ from support.plots import mean_and_sd, percent
 from tools import bench
 
 REFERENCES = [  # test accuracy in percent as the authors report it, and how they chose the epoch
-    ("the assignment's course notes (validation accuracy)", {"bn": "76", "gn": "70", "ln": "–"}, "early stopping"),
+    ("the assignment's course notes (validation accuracy)", {"bn": "76", "gn": "70"}, "validation set"),
     ("[woncoh1/era1a8](https://github.com/woncoh1/era1a8)", {"bn": "81.7"}, "test set"),
     ("[monimoydebp/session8](https://github.com/monimoydebp/session8)", {"bn": "78.6", "gn": "78.3", "ln": "79.1"},
      "test set"),
-    ("another answer, of unknown address", {"bn": "79.0", "gn": "78.8", "ln": "78.3"}, "test set"),
+    ("another student's answer, source lost", {"bn": "79.0", "gn": "78.8", "ln": "78.3"}, "test set"),
 ]
 HEADLINES = "predictions batch_size dropout connections groups corruptions".split()  # whose first finding README has
 NAMES = {"bn": "Batch Normalization", "gn": "Group Normalization", "ln": "Layer Normalization"}
@@ -37,7 +37,7 @@ LINKS = """\
 def runs_table(groups):
     """Return a table with a row for each group of runs of equal recipe, and how the runs were made."""
     head = ("", "seeds", "best epoch", "training accuracy, %", "validation accuracy, %", "**test accuracy, %**",
-            "best class", "worst class", "minutes")
+            "best class", "worst class", "training, minutes")
     rows = []
     for group in groups:
         every = {key: [run[key] for run in group] for key in group[0]}
@@ -69,9 +69,10 @@ def references_table(groups):
     ours = {group[0]["variant"]: f"**{percent([run['test_accuracy'] for run in group])}**" for group in groups}
     rows = [[who, *(values.get(name, "–") for name in names), chosen] for who, values, chosen in
             [("this project", ours, "validation set"), *REFERENCES]]
-    return markdown(["test accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
-        "\nAll have fewer than 50,000 parameters and at most 20 epochs. Ours adds Muon, a moving average of the "
-        "weights and skip connections to the network, and is the mean of several seeds.\n")
+    return markdown(["accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
+        "\nAll have fewer than 50,000 parameters and at most 20 epochs. Ours is the mean over seeds, and has Muon, "
+        "an EMA "
+        "of the weights, skip connections, Hardswish and other augmentation besides.\n")
 
 
 # --- The report ---
@@ -81,7 +82,7 @@ def report(groups):
     """Return a report on groups of runs in the form of the assignment's course notes, as Markdown."""
     found = {group[0]["variant"]: group for group in groups}
     parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the saved runs. Numbers are "
-             "of the run whose figures are shown; brackets have the mean ± standard deviation of n seeds.\n"]
+             "of the run whose figures are shown; parentheses have the mean ± standard deviation of n seeds.\n"]
     for variant in dict.fromkeys([*NAMES, *runs.variants()]):
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
@@ -107,7 +108,7 @@ def section(group):
     special += [f"dropout: {recipe['dropout']:g} after {recipe['dropout_after']}"] * bool(recipe["dropout"])
 
     def mean(key, text="{:.2f}", scale=100):
-        many = f" [{mean_and_sd([scale * run[key] for run in group], text)}, n = {len(group)}]" * (len(group) > 1)
+        many = f" ({mean_and_sd([scale * run[key] for run in group], text)}, n = {len(group)})" * (len(group) > 1)
         return f"{text.format(scale * run[key])}{' %' * (scale == 100)}{many}"
 
     lines = [f"- {title} accuracy {mean(f'{part}_accuracy')}, loss {mean(f'{part}_loss', '{:.3f}', 1)}"
@@ -118,13 +119,14 @@ def section(group):
         pairs = [divmod(index, len(counts)) for index in counts.flatten().topk(3).indices.tolist()]
         confusions = [f"{cifar10.CLASSES[a]} → {cifar10.CLASSES[b]}: {counts[a, b]}" for a, b in pairs]
         lines += ["- Best class: {}; worst class: {}".format(*extreme_classes([run])),
-                  f"- Largest confusions of test images: {', '.join(confusions)}"]
+                  f"- Most frequent confusions (true → predicted): {', '.join(confusions)}"]
     lines.append(f"- Early stopping: after epoch {run['epochs']}, since the validation loss had not fallen for "
                  f"{recipe['patience']} epochs; best epoch {best}" if run["stopped_early"] else
-                 f"- Early stopping did not come: the lowest validation loss, {history['val_loss'][best - 1]:.3f}, was "
+                 f"- Early stopping did not occur: the lowest validation loss, {history['val_loss'][best - 1]:.3f}, "
+                 "was "
                  f"reached in epoch {best} of {run['epochs']}")
     lines += [effect(dropout, run["variant"], "Dropout", {rate: f"rate {rate:g}" for rate in dropout.RATES}),
-              effect(connections, run["variant"], "Adding layers", connections.NAMES)]
+              effect(connections, run["variant"], "Skip connections", connections.NAMES)]
     figures = [f"![{title} of {name}]({name}/{file}.png)\n" for title, file in (
         ("Loss and accuracy per epoch", "curves"), ("Confusion matrix", "confusion"), ("Mistakes", "misclassified"))]
     figures = figures if run["test_accuracy"] is not None else [figures[0], "", "This run was not tested.\n"]
@@ -145,10 +147,10 @@ def effect(module, variant, title, names):
     cells = {names[x]: group for (line, x), group in (by_cell(module) or {}).items() if line == variant}
     if not cells:
         return f"- {title}: not measured for this variant" + f": {target_of(module)}" * (variant in NAMES)
-    values = [f"{x} {mean_and_sd(accuracies(group))} % ({mean_and_sd(gaps(group))})" for x, group in cells.items()]
+    values = [f"{x}: {mean_and_sd(accuracies(group))} %, gap {mean_and_sd(gaps(group))}" for x, group in cells.items()]
     images = next(iter(cells.values()))[0]["train_images"]
-    return (f"- {title} ([study](studies.md), {images:,} images): validation accuracy, and in brackets training minus "
-            f"validation accuracy in percentage points: {'; '.join(values)}{origin(module, variant)}")
+    return (f"- {title} ([study](studies.md), {images:,} images), validation accuracy and generalization gap: "
+            f"{'; '.join(values)}{origin(module, variant)}")
 
 
 def studies_page():
