@@ -12,7 +12,7 @@ from support import plots
 from support.plots import mean_and_sd
 
 VARIANTS, FLAGS, RECIPE = ("bn", "gn", "ln"), "--train-images 10000 --epochs 10 --no-test", "the recipe"
-SETTING = ("difference from the recipe, averaged over the three normalizations; 10,000 training images, 10 epochs;\n"
+SETTING = ("10,000 training images, 10 epochs; differences from the recipe, averaged over the three normalizations;\n"
            "3 seeds of the recipe, 1 of each change; bars: 95 % confidence intervals")
 CHANGES = {  # change -> flags
     "SGD instead of Muon, learning rates 0.2": "--optimizer SGD --max-lr 0.2 --aux-lr 0.2",

@@ -25,9 +25,10 @@ from support.plots import mean_and_sd
 
 VARIANTS, SIZES, BATCH = ("bn", "gn", "ln"), (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
-SETTING = (f"left: final networks of 3 seeds, statistics of the batch itself, validation images; right: {IMAGES:,} "
-           f"training images,\n{EPOCHS} epochs, 3 seeds, batches of {BATCH} normalized in parts; bands: one standard "
-           "deviation;\nGN and LN: only sizes 2 and 128, since images do not affect each other")
+SETTING = (f"3 seeds; left: final networks, statistics of the batch itself, validation images; right: {IMAGES:,} "
+           "training "
+           f"images,\n{EPOCHS} epochs, batches of {BATCH} normalized in parts; bands: one standard deviation;\n"
+           "GN and LN: only sizes 2 and 128, since images do not affect each other")
 
 
 class SubBatches(nn.Module):

@@ -20,10 +20,10 @@ WAYS = {  # how layers are connected -> flags
 }
 NAMES = {"none": "none", "add": "added", "concat": "concatenated"}
 FLAGS = "--train-images 10000 --epochs 10 --no-test"
-SETTING = ("10,000 training images, 10 epochs, 3 seeds; training accuracy without augmentation and dropout;\n"
-           "bars: 95 % confidence intervals of the means")
+SETTING = ("10,000 training images, 10 epochs, 3 seeds; gap: training (without augmentation and dropout)\n"
+           "minus validation accuracy; bars: 95 % confidence intervals of the means")
 MEASURES = {"validation accuracy, %": accuracies, "validation loss": losses,
-            "generalization gap (train - val), percentage points": gaps}
+            "generalization gap, percentage points": gaps}
 
 
 def plan():

@@ -151,5 +151,5 @@ def plot(results):
         ax.grid(alpha=0.3)
     for ax in axes[:, 0]:
         ax.set_ylabel("test accuracy, %")
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    ax.legend(loc="lower left", fontsize=7)
     return fig

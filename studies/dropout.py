@@ -14,8 +14,8 @@ from support import plots
 VARIANTS, RATES = ("bn", "gn", "ln"), (0.0, 0.2, 0.5)  # fractions of the channels that are dropped
 FLAGS = "--train-images 10000 --no-test --dropout-after 'c3 c7 C10'"
 SETTING = ("10,000 training images, 20 epochs, 3 seeds; dropout of whole channels after c3, c7 and C10;\n"
-           "training accuracy without augmentation and dropout; bands: one standard deviation")
-GAP = "generalization gap (train - val), percentage points"
+           "gap: training (without augmentation and dropout) minus validation accuracy; bands: one standard deviation")
+GAP = "generalization gap, percentage points"
 
 
 def plan():

@@ -20,9 +20,8 @@ from support import cifar10, files, plots, runs
 
 LAYER, CHANNELS, IMAGES, BINS, FACTOR = "C5", 8, 128, 100, 10
 CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
-SETTING = ("left: the elements of N images and C channels that share a mean and a variance; middle and right: "
-           f"{CHANNELS} "
-           f"channels of {LAYER}, a line each,\nin the final networks of seed 0, {IMAGES} validation images, "
+SETTING = (f"final networks of seed 0, {IMAGES} validation images; left: the elements of N images and C channels that "
+           f"share a mean and a variance;\nmiddle and right: {CHANNELS} channels of {LAYER}, a line each, in "
            "training mode, "
            "without the learned weight and bias")
 CHANGES = {"filter": "one filter × 10 (mean over filters)", "filters": "all filters × 10",

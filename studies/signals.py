@@ -15,11 +15,9 @@ from support import cifar10, plots, runs
 
 IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
 NAMES = LABELS | {SAME: "no norm, the same initial filters", NO_NORM: "no norm, filters of variance 1 / fan_in"}
-SETTING = (f"outputs of layers before the skip connection, and gradients of the mean loss there; {IMAGES} training "
-           "images, "
-           f"{len(SEEDS)} seeds;\nP1 after c3 and P2 after c7 leave a quarter of the positions, so gradients grow; "
-           "bands: one "
-           "standard deviation")
+SETTING = (f"untrained networks of {len(SEEDS)} seeds, {IMAGES} training images; outputs of layers before the skip "
+           "connection, and gradients of the mean loss there;\nP1 after c3 and P2 after c7 leave a quarter of the "
+           "positions, so gradients grow; bands: one standard deviation")
 
 
 def through(line, recipe, seed, images, targets):
@@ -80,5 +78,5 @@ def plot(results):
         ax.set_xticks(range(len(layers)), layers)
         ax.grid(alpha=0.3)
         ax.set(ylabel=title, xlabel="layer")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    axes[1].legend(loc="lower right", fontsize=8)
     return fig

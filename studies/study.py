@@ -58,9 +58,9 @@ def findings(study, results):
     return []
 
 
-def findings_text(study, results):
-    """Return the sentences of a study; those that the results do not support are replaced."""
-    return " ".join(text if holds else f"({UNSUPPORTED}.)" for text, holds in findings(study, results))
+def findings_text(study, results, count=None):
+    """Return the first sentences of a study, by default all; those that the results do not support are replaced."""
+    return " ".join(text if holds else f"({UNSUPPORTED}.)" for text, holds in findings(study, results)[:count])
 
 
 def unsupported(study):

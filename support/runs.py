@@ -140,11 +140,11 @@ is_loading = False  # whether a script is being imported, and must not train
 
 
 def variants():
-    """Return the names of the scripts that assign RECIPE, in alphabetical order. Raises RecipeError for a bad name."""
+    """Return the names of the scripts that assign RECIPE, as in the Makefile. Raises RecipeError for a bad name."""
     names = []
     for path in sorted(files.ROOT.glob("[!.]*.py")):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if re.search(r"^\s*RECIPE\s*(:[^=]*)?=(?!=)", path.read_text(encoding="utf-8"), re.MULTILINE):  # as the Makefile
+            if re.search(r"^\s*RECIPE\s*(:[^=]*)?=(?!=)", path.read_text(encoding="utf-8"), re.MULTILINE):
                 names.append(path.stem)
     for name in names:
         cli.check_name(name)

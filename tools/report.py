@@ -92,8 +92,8 @@ def report(groups):
     lines = []
     for module in STUDIES:
         results = results_of(module)
-        text = study.findings_text(module, results) if results else f"not measured yet: {target_of(module)}."
-        lines.append(f"- {study.title_of(module)}: {text}{origin(module)}\n")
+        text = with_setting(module, results) if results else f"not measured yet: {target_of(module)}."
+        lines.append(f"- {study.title_of(module)}: {text}\n")
     return "\n".join([*parts, f"## Findings\n\nFrom [the studies](studies.md). {stats.DEFINITION}\n",
                       "".join(lines), f"## Links\n\n{LINKS}"])
 
@@ -172,13 +172,18 @@ def studies_page():
     return "\n".join(parts)
 
 
+def with_setting(module, results, count=None):
+    """Return the first findings of a study with their setting, and how its recipes differ from today's."""
+    return f"{study.findings_text(module, results, count)} ({module.SETTING.partition(';')[0]}){origin(module)}"
+
+
 def headlines():
     """Return the list of findings in README.md."""
-    found = {name_of(module): study.findings(module, results) for module in STUDIES
-             if (results := results_of(module))}
-    sentences = [found[name][0] for name in HEADLINES if found.get(name)]
-    lines = [f"- {text if holds else f'{study.UNSUPPORTED}.'}\n" for text, holds in sentences]
-    return "".join([*lines, f"\n{stats.DEFINITION}\n"])
+    by_name = {name_of(module): (module, results) for module in STUDIES if (results := results_of(module))}
+    lines = [f"- {with_setting(*by_name[name], 1)}\n" for name in HEADLINES if name in by_name]
+    return "".join(lines) + ("\nSignificant: p < 0.05 in a t-test, after Holm's correction. Square brackets: 95 % "
+                             "confidence "
+                             "intervals. [The studies](results/studies.md) have the details.\n")
 
 
 def pages():
