@@ -33,7 +33,7 @@ TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal test_common.
   clean venv
 .DEFAULT_GOAL := help
 
-help: ## print this list
+help: ## print this list (times are for two CPU cores)
 	@sed -n -e 's/^\$$(VARIANTS)/$(VARIANTS)/' -e 's/^\([A-Za-z0-9_ -]*\):[^#]*## /\1: /p' Makefile | \
 	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-19s %s\n", names[i], $$2 }'
 
@@ -41,7 +41,7 @@ $(VARIANTS): venv ## train this variant, test it, and write results/<variant>/
 	$(RUN) $@.py $(ARGS)
 
 ifeq ($(strip $(ARGS)),)
-all: venv ## train every variant without a run in this clone by the current code, and compare them
+all: venv ## train the variants that have no run in this clone with the current code, and write the report
 	$(RUN) -m studies.run seeds --seeds 0 --jobs $(or $(JOBS),1); status=$$?; \
 	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report pages && exit $$status
 else
@@ -67,7 +67,7 @@ data: venv ## download CIFAR-10 into data/ if it is missing, and check it
 summary: venv ## print layers, parameters and receptive fields of every variant
 	$(RUN) -m tools.report summary
 
-plots: venv ## plot every figure and write every page again from the saved results
+plots: venv ## plot every figure and write README.md and the reports in results/ again
 	$(RUN) -m tools.report plots
 
 bench: venv ## measure how many images per second are trained on this machine (two minutes)
@@ -87,7 +87,7 @@ $(STUDIES): venv
 	$(RUN) -m studies.run $(subst -,_,$(@:study-%=%)) $(PARALLEL)
 	$(RUN) -m tools.report pages > /dev/null
 
-check: venv ## evaluate the saved weights on the test set again; check README.md, the pages and findings
+check: venv ## evaluate the saved weights again; check README.md, the reports in results/ and the findings
 	$(RUN) -m tools.report check
 
 clean: ## remove .venv and caches; data, results and checkpoints stay

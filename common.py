@@ -30,7 +30,7 @@ LAYERS = {  # C: 3x3 convolution, c: 1x1 convolution, with output channels; P: 2
     "C1": 16, "C2": 16, "c3": 16, "P1": None, "C4": 16, "C5": 32, "C6": 32, "c7": 32, "P2": None,
     "C8": 32, "C9": 32, "C10": 32, "GAP": None, "c11": None}
 CONVOLUTIONS = [name for name, width in LAYERS.items() if width]  # those that normalization follows
-OPTIMIZERS = {  # of the filters -> defaults: max_lr, aux_lr, weight_decay
+OPTIMIZERS = {  # optimizer -> default max_lr, aux_lr, weight_decay
     "Muon": (0.03, 0.3, 0.0), "SGD": (0.05, 0.05, 5e-4), "Adam": (0.01, 0.01, 0.0), "AdamW": (0.01, 0.01, 0.05)}
 
 
@@ -46,15 +46,15 @@ class Recipe(cli.Options):
     groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
     dropout_after: str = option("c3 c7 C10", "layers followed by dropout, separated by spaces", CONVOLUTIONS)
-    skip: str = option("add", "how skip connections combine a layer's input and output", ("none", "add", "concat"))
+    skip: str = option("add", "how to combine a layer's input and output", ("none", "add", "concat"))
     widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of C1 to C10, with commas",
                                      parse=cli.integers)
     activation: str = option("Hardswish", "activation after each convolution", ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
-    optimizer: str = option("Muon", "optimizer; with Muon, SGD trains all but the filters", tuple(OPTIMIZERS))
-    max_lr: float = option(None, "peak learning rate of the filters; default by optimizer", "(0, inf)", float)
-    aux_lr: float = option(None, "peak learning rate of all other parameters; likewise", "(0, inf)", float)
+    optimizer: str = option("Muon", "optimizer; with Muon, SGD trains all but C1 to C10", tuple(OPTIMIZERS))
+    max_lr: float = option(None, "peak learning rate of the filters of C1 to C10", "(0, inf)", float)
+    aux_lr: float = option(None, "peak learning rate of all other parameters", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
     decay_power: float = option(2.0, "exponent of the learning-rate decay (1 = linear, 0 = none)", "[0, inf)")
     momentum: float = option(0.9, "Nesterov momentum of Muon and SGD, beta1 of Adam and AdamW", "[0, 1)")
@@ -127,7 +127,7 @@ def augment(images, down, right, flip, top, left, cutout):
     """
     last = images.shape[-1] - 1
     pixel = torch.arange(last + 1, device=images.device)
-    rows = pixel + down[:, None]  # (N, 32): the source of each output row; -2 means 2, 33 means 29
+    rows = pixel + down[:, None]  # (N, 32): the row that each output row shows; -2 means 2, 33 means 29
     columns = pixel + right[:, None]
     rows, columns = (last - (last - index.abs()).abs() for index in (rows, columns))
     columns = torch.where(flip[:, None], last - columns, columns)
@@ -196,7 +196,7 @@ def convolution(name, in_channels, out_channels, recipe):
     size = 3 if name.startswith("C") else 1
     bias = not recipe.norm  # normalization has a bias of its own
     layers = {"conv": nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)}
-    if not recipe.norm:  # LeCun et al. 1998, "Efficient BackProp": variance 1 / fan_in; skip connections do the rest
+    if not recipe.norm:  # LeCun et al. 1998, "Efficient BackProp": variance 1 / fan_in, for skip connections
         nn.init.kaiming_normal_(layers["conv"].weight, nonlinearity="linear")
         nn.init.zeros_(layers["conv"].bias)
     if recipe.norm and recipe.groups is None:
@@ -249,7 +249,7 @@ class Muon(torch.optim.SGD):
     """SGD whose parameter groups with "orthogonalize" take orthogonalized momentum as their step.
 
     A step changes most directions of a filter matrix by a similar amount; its norm is the learning rate times the norm
-    of the initial matrix. With "keep_norm", each matrix is scaled back to that norm, whose size normalization undoes.
+    of the initial matrix. With "keep_norm", each matrix is scaled back to that norm; normalization cancels its scale.
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; torch.optim.Muon takes only matrices.
     """
 

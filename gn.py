@@ -4,8 +4,8 @@ The C channels of activations x (N, C, H, W) are split into G groups of adjacent
 (N, G, C/G, H, W). Mean and variance are computed over the axes (C/G, H, W): N*G of each. Then every channel gets a
 learned weight and bias: 2*C parameters, as in batch normalization.
 
-It removes the scale and the offset of each group in each image: a factor that all inputs of an image share changes
-nothing. It keeps how channels and positions within a group differ.
+It removes the scale and the offset of each group in each image: multiplying all activations of an image by one factor
+does not change the output. It keeps how channels and positions within a group differ.
 
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization. Training and evaluation do
 the same: no image affects another, no running averages are needed, and a batch may be a single image. The noise of

@@ -4,8 +4,8 @@ For activations x of shape (N, C, H, W), they are computed over the axes (C, H, 
 N of each, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. PyTorch calls that a
 group normalization with one group.
 
-It removes the scale and the offset of each image. It keeps how channels and positions within an image differ, even if
-channels differ by the same amount in all images, which batch normalization would remove.
+It removes the scale and the offset of each image. It keeps how channels and positions within an image differ. That
+includes differences between channels that are the same in all images; batch normalization removes these.
 
 Training and evaluation do the same: no image affects another, and no running averages are needed. Channels do affect
 each other: one with large activations makes all the others smaller.

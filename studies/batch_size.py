@@ -7,7 +7,7 @@ batch has 128 images, of which batch normalization normalizes parts, one by one,
 own images ("ghost batch normalization", Hoffer et al. 2017, "Train longer, generalize better"). Nothing else differs;
 running averages cover equally many images.
 
-Separately, the final networks of bn.py, gn.py and ln.py are evaluated with the statistics of the batch itself instead
+Separately, the trained networks of bn.py, gn.py and ln.py are evaluated with the statistics of the batch itself instead
 of the running averages: batches of few images show how much the output for an image depends on the others.
 """
 
@@ -25,7 +25,7 @@ from support.plots import mean_and_sd
 
 VARIANTS, SIZES, BATCH = ("bn", "gn", "ln"), (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
-SETTING = (f"3 seeds; left: final networks, statistics of the batch itself, validation images; right: {IMAGES:,} "
+SETTING = (f"3 seeds; left: trained networks, statistics of the batch itself, validation images; right: {IMAGES:,} "
            "training "
            f"images,\n{EPOCHS} epochs, batches of {BATCH} normalized in parts; bands: one standard deviation;\n"
            "GN and LN: only sizes 2 and 128, since images do not affect each other")

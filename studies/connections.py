@@ -35,8 +35,8 @@ def findings(results):
     effects = stats.main_effects({key: accuracies(group) for key, group in results.items()}, "add")
     none, concat = effects["none"], effects["concat"]
     return [
-        (f"Without added skip connections, validation accuracy is {none.size()} percentage points lower, averaged over "
-         "the three normalizations.", none.significant and none.estimate < 0),
+        (f"Without skip connections, validation accuracy is {none.size()} percentage points lower than with addition, "
+         "averaged over the three normalizations.", none.significant and none.estimate < 0),
         (f"In these short runs, concatenation, with other widths, is {concat.size()} percentage points less accurate "
          "than addition.", concat.significant and concat.estimate < 0),
     ]

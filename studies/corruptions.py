@@ -23,7 +23,7 @@ from support.files import RunError
 from support.plots import percent
 
 SEVERITIES = (1, 3, 5)  # of five
-SETTING = "final networks of 3 seeds, the 10,000 test images; severity 0: uncorrupted; bands: one standard deviation"
+SETTING = "trained networks of 3 seeds, the 10,000 test images; severity 0: uncorrupted; bands: one standard deviation"
 
 
 def gaussian_noise(images, deviation):

@@ -20,10 +20,11 @@ from support import cifar10, files, plots, runs
 
 LAYER, CHANNELS, IMAGES, BINS, FACTOR = "C5", 8, 128, 100, 10
 CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
-SETTING = (f"final networks of seed 0, {IMAGES} validation images; left: the elements of N images and C channels that "
-           f"share a mean and a variance;\nmiddle and right: {CHANNELS} channels of {LAYER}, a line each, in "
-           "training mode, "
-           "without the learned weight and bias")
+SETTING = (f"trained networks of seed 0, {IMAGES} validation images; left: elements of N images and C channels that "
+           "share a "
+           f"mean and a variance;\nmiddle and right: histograms of the first {CHANNELS} of the channels of {LAYER}, "
+           "a line "
+           "each, in training mode, without the learned weight and bias")
 CHANGES = {"filter": "one filter × 10 (mean over filters)", "filters": "all filters × 10",
            "image": "one image × 10: its own output", "others": "one image × 10: output of the other images"}
 

@@ -14,10 +14,10 @@ from studies.study import LABELS, NO_NORM, SEEDS, plot_line
 from support import cifar10, plots, runs
 
 IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
-NAMES = LABELS | {SAME: "no norm, the same initial filters", NO_NORM: "no norm, filters of variance 1 / fan_in"}
+NAMES = LABELS | {SAME: "no norm, initialized as with norm", NO_NORM: "no norm, filters of variance 1 / fan_in"}
 SETTING = (f"untrained networks of {len(SEEDS)} seeds, {IMAGES} training images; outputs of layers before the skip "
-           "connection, and gradients of the mean loss there;\nP1 after c3 and P2 after c7 leave a quarter of the "
-           "positions, so gradients grow; bands: one standard deviation")
+           "connection, and gradients of the mean loss there;\nfrom C4 and C8 on, pooling leaves a quarter of the "
+           "positions, with larger gradients each; bands: one standard deviation")
 
 
 def through(line, recipe, seed, images, targets):
@@ -69,7 +69,7 @@ def plot(results):
     fig, axes = plots.new_axes(9, 3.8, 2)
     layers = list(results[SAME])
     for ax, quantity, title in ((axes[0], 0, "standard deviation of outputs"),
-                                (axes[1], 1, "RMS of gradients of the loss")):
+                                (axes[1], 1, "RMS of gradients at these outputs")):
         for line, values in results.items():
             by_layer = [[pair[quantity] for pair in values[layer]] for layer in layers]
             plot_line(ax, line.replace(SAME, NO_NORM), range(len(layers)), by_layer, title=NAMES.get(line, line),
@@ -78,5 +78,6 @@ def plot(results):
         ax.set_xticks(range(len(layers)), layers)
         ax.grid(alpha=0.3)
         ax.set(ylabel=title, xlabel="layer")
-    axes[1].legend(loc="lower right", fontsize=8)
+    axes[0].set_ylim(top=40)
+    axes[0].legend(loc="upper left", fontsize=7)
     return fig
