@@ -51,8 +51,8 @@ def runs_table(groups):
              "{processor} (threads: {threads}, {precision}, torch {torch})")
     made = [" or ".join(sorted({text.format(**run) for group in groups for run in group})) for text in facts]
     return markdown(head, rows) + (
-        f"\nMean ± standard deviation over seeds; {', '.join(made)}. The best epoch has the lowest validation loss; "
-        "each run is tested once, afterwards. Training accuracy is without augmentation.\n")
+        f"\nMean ± standard deviation over seeds; {', '.join(made)}. Best epoch: that of the lowest validation loss. "
+        "Training accuracy is without augmentation.\n")
 
 
 def extreme_classes(group):
