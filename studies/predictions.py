@@ -98,6 +98,8 @@ def findings(results):
     group, layer = (stats.Difference(*results["difference"][pair]) for pair in ("bn gn", "bn ln"))
     apart = {tuple(pair.split()): value for pair, value in results["disagreement"].items()}
     same, other = ([value for (a, b), value in apart.items() if (a == b) == equal] for equal in (True, False))
+    if None in same:
+        return []  # a variant has one seed
     errors = [value for values in results["calibration"].values() for value in values]
     gain = [results["ensemble"][name][0] / 100 - values[0] / 100 for name, values in results["accuracy"].items()]
 

@@ -52,7 +52,7 @@ def results_of(study):
 
 
 def findings(study, results):
-    """Return pairs of a sentence and whether the results support it, or none if they lack a variant."""
+    """Return pairs of a sentence and whether the results support it; none if they lack a variant."""
     with contextlib.suppress(KeyError):  # its script was deleted
         return study.findings(results)
     return []
@@ -94,9 +94,10 @@ def run_all(commands, options, metrics_of):
     if options.jobs is not None and options.jobs < 1:
         raise RunError(f"--jobs must be 1 or more, got {options.jobs}")
     commands = {title: [sys.executable, *command] for title, command in commands.items()}
+    runs.checkout_id()  # here, not in every run
     if options.list or not commands:
         return print("".join(f"{shlex.join(command)}\n" for command in commands.values()), end="", flush=True)
-    cifar10.load("train"), runs.checkout_id()  # once, not in every run
+    cifar10.load("train")  # once, too
     jobs = min(options.jobs or default_jobs(), len(commands))
     settings = {"cwd": files.ROOT, "text": True, "errors": "replace"}
     if jobs > 1:  # a single run at a time writes to the terminal itself, and has all threads

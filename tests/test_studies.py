@@ -301,6 +301,7 @@ def test_predictions_are_compared_on_the_same_images(trained):
     for variant, (mean, low, high, _) in results["accuracy"].items():
         assert low < mean < high and mean == pytest.approx(100 * metrics_of(trained, variant)["test_accuracy"])
     assert results["disagreement"]["bn bn"] is None and results["disagreement"]["bn gn"] > 0
+    assert predictions.findings(results) == []  # of one seed
     assert "| batch norm - layer norm |" in predictions.table(results)
     certain = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.25, 0.75], [0.75, 0.25]])
     error = predictions.calibration_error(certain, torch.tensor([0, 1, 1, 0]))
