@@ -23,7 +23,7 @@ from support import files, runs
 from support.plots import percent
 
 BINS = 15  # of confidence, of equal width
-SETTING = ("the trained networks of 3 seeds, the 10,000 test images; t-tests on paired differences per image, with the "
+SETTING = ("3 seeds, 10,000 test images; t-tests on paired differences per image, with the "
            "variance over seeds pooled over the normalizations")
 
 
