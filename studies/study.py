@@ -114,8 +114,10 @@ def run_all(commands, options, metrics_of):
         return process.returncode, (output or "").strip().splitlines()
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(work, command): title for title, command in commands.items()}
+        futures = {}
         try:
+            for title, command in commands.items():
+                futures[pool.submit(work, command)] = title
             for count, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 (status, output), metrics = future.result(), metrics_of(futures[future])
                 text = f"{futures[future]}: " + (
