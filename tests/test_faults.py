@@ -9,7 +9,6 @@ import pytest
 
 import bn
 import gn
-from support import machine
 from tests.world import BOMB, SCRIPTS, child, flip_bit, interrupt_after, metrics_of, run, truncate, what_is_left
 
 pytestmark = pytest.mark.slow
@@ -75,13 +74,3 @@ def test_a_damaged_checkpoint_is_set_aside_and_nothing_in_it_is_executed(world, 
     out = capsys.readouterr().out
     assert "it is now" in out and "resuming" not in out and metrics_of(world, NAME.format("bn"))["epochs"] == 4
     assert not (world.folder / "exploded").exists()
-
-
-def test_a_run_ends_soon_after_the_process_that_started_it_was_killed(world):
-    process = child(world, f"""import os, time
-os.environ["{machine.PARENT}"] = str(os.getpid())
-time.sleep(60) if os.fork() else common.main(bn.RECIPE, ["--device", "cpu", "--batch-size", "1"])""")
-    process.stdout.readline()
-    process.kill()
-    _, errors = process.communicate(timeout=30)  # both processes hold this pipe
-    assert errors == "bn.py: interrupted; run the same command again to resume\n"
