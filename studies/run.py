@@ -6,6 +6,7 @@ import importlib
 import common
 from studies import study
 from support import cli, files, machine, runs
+from support.files import RunError
 
 QUICK = "norms signals predictions".split()  # seconds: measured again with every new run
 NAMES = [*QUICK, *"connections dropout groups batch_size learning_rate corruptions ablation".split()]  # as on the pages
@@ -27,6 +28,8 @@ def run_study(module, options):
     if hasattr(module, "plan"):
         study.run_missing(module, options)
     elif not options.list:
+        if not runs.published():
+            raise RunError("nothing to measure yet: type `make all`")
         files.write_file(study.numbers_file(module), runs.to_json(module.measure()))
     if not options.list:
         print(study.plot_study(module) or "nothing to plot yet: type `make all`")

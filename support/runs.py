@@ -190,8 +190,10 @@ def code_digest(variant):
 def checkout_id():
     """Return a random name of this copy of the project, made at the first call; git does not track it."""
     path = files.RESULTS / ".checkout"
-    if not path.exists():
-        write_file(path, secrets.token_hex(8).encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(path.with_name(".checkout.lock"), f"{path} is being written", wait=True):
+        if not path.exists():
+            write_file(path, secrets.token_hex(8).encode())
     return path.read_text()
 
 

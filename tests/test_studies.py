@@ -118,6 +118,12 @@ def test_a_finding_that_its_results_do_not_support_leaves_the_pages_and_fails_th
     assert "tiny: these results do not support: 2 things matter." in capsys.readouterr().err
 
 
+def test_studies_of_trained_networks_need_some(world, tiny, capsys, monkeypatch):
+    del tiny.plan
+    shutil.rmtree(files.RESULTS)
+    assert call("tiny") == 1 and "tiny: nothing to measure yet: type `make all`" in capsys.readouterr().err
+
+
 def test_what_cannot_be_run_is_named(copied, tiny, capsys, monkeypatch):
     assert call("tiny", "--jobs", "0") == 1 and "--jobs must be 1 or more, got 0" in capsys.readouterr().err
     study.staging_folder().mkdir(parents=True, exist_ok=True)

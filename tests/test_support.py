@@ -195,6 +195,16 @@ def test_a_run_is_current_with_the_code_and_in_the_copy_and_precision_it_was_tra
     assert not runs.is_current(folder, precision)
 
 
+def test_two_processes_of_a_fresh_clone_agree_on_its_name(world):
+    path = files.RESULTS / ".checkout"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(path.with_name(".checkout.lock"), "locked"):
+        process = child(world, "print(runs.checkout_id())")
+        assert process.stderr.readline().endswith(": waiting for it\n")
+        put(path.parent, {".checkout": b"the name that came first"})
+    assert process.communicate(timeout=60)[0] == "the name that came first\n"
+
+
 def test_variants_are_the_files_that_assign_a_recipe_whatever_the_spaces(world, monkeypatch):
     put(world.folder, {
         "tight.py": b"RECIPE=Recipe()", "indented.py": b"if 1:\n  RECIPE = 1", "typed.py": b"RECIPE: int = 1",

@@ -91,7 +91,7 @@ def put(folder, contents):
 
 
 def rewrite(path, old, new):
-    """Replace a text in a file, which must have it."""
+    """Replace a text that a file must contain."""
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
