@@ -199,14 +199,19 @@ def convolution(name, in_channels, out_channels, recipe):
     if not recipe.norm:  # LeCun et al. 1998, "Efficient BackProp": variance 1 / fan_in, for skip connections
         nn.init.kaiming_normal_(layers["conv"].weight, nonlinearity="linear")
         nn.init.zeros_(layers["conv"].bias)
-    if recipe.norm and recipe.groups is None:
-        layers["norm"] = recipe.norm(out_channels)
-    elif recipe.norm:
-        layers["norm"] = recipe.norm(out_channels, out_channels if recipe.groups == "channels" else recipe.groups)
+    if recipe.norm:
+        layers["norm"] = build_norm(recipe, out_channels)
     layers["act"] = getattr(nn, recipe.activation)()
     if name in recipe.dropout_after.split() and recipe.dropout:
         layers["dropout"] = nn.Dropout2d(recipe.dropout)
     return nn.Sequential(OrderedDict(layers))
+
+
+def build_norm(recipe, channels):
+    """Return the normalization of a recipe for so many channels."""
+    if recipe.groups is None:
+        return recipe.norm(channels)
+    return recipe.norm(channels, channels if recipe.groups == "channels" else recipe.groups)
 
 
 def build_model(recipe):

@@ -7,14 +7,13 @@ studies of their own, and learning rates were compared at full length (results/t
 """
 
 from studies import stats
-from studies.study import LABELS, SEEDS, accuracies, bold_if, markdown
+from studies.study import LABELS, SEEDS, SHORT, VARIANTS, accuracies, bold_if, markdown
 from support import plots
 from support.plots import mean_and_sd
 
-VARIANTS, FLAGS, RECIPE = ("bn", "gn", "ln"), "--train-images 10000 --epochs 10 --no-test", "the recipe"
+RECIPE, RELU = "the recipe", "ReLU instead of Hardswish"
 SETTING = ("10,000 training images, 10 epochs; differences from the recipe, averaged over the three normalizations;\n"
            "3 seeds of the recipe, 1 of each change; bars: 95 % confidence intervals")
-RELU = "ReLU instead of Hardswish"
 CHANGES = {  # change -> flags
     "SGD instead of Muon, learning rates 0.2": "--optimizer SGD --max-lr 0.2 --aux-lr 0.2",
     "SGD instead of Muon, learning rates 0.05": "--optimizer SGD --max-lr 0.05 --aux-lr 0.05",
@@ -26,9 +25,9 @@ CHANGES = {  # change -> flags
 
 
 def plan():
-    recipes = {(variant, RECIPE, seed): (variant, f"{FLAGS} --seed {seed}")
+    recipes = {(variant, RECIPE, seed): (variant, f"{SHORT} --seed {seed}")
                for variant in VARIANTS for seed in SEEDS}
-    return recipes | {(variant, change, 0): (variant, f"{FLAGS} {flags} --seed 0")
+    return recipes | {(variant, change, 0): (variant, f"{SHORT} {flags} --seed 0")
                       for variant in VARIANTS for change, flags in CHANGES.items()}
 
 

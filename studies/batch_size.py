@@ -19,16 +19,15 @@ from torch import nn
 
 import common
 from studies import stats
-from studies.study import LABELS, SEEDS, markdown, plot_line
+from studies.study import LABELS, SEEDS, VARIANTS, markdown, plot_line
 from support import cifar10, files, machine, plots, runs
 from support.plots import mean_and_sd
 
-VARIANTS, SIZES, BATCH = ("bn", "gn", "ln"), (2, 4, 8, 16, 32, 64, 128), 128
+SIZES, BATCH = (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
 SETTING = (f"3 seeds; left: trained networks, statistics of the batch itself, validation images; right: {IMAGES:,} "
-           "training "
-           f"images,\n{EPOCHS} epochs, batches of {BATCH} normalized in parts; bands: one standard deviation;\n"
-           "GN and LN: only sizes 2 and 128, since images do not affect each other")
+           f"training images,\n{EPOCHS} epochs, batches of {BATCH} normalized in parts; bands: one standard "
+           "deviation;\nGN and LN: only sizes 2 and 128, since images do not affect each other")
 
 
 class SubBatches(nn.Module):

@@ -10,7 +10,7 @@ short runs favor what learns fast; results/tried.md has runs of an earlier recip
 """
 
 from studies import stats, study
-from studies.study import SEEDS, accuracies, gaps, losses, markdown
+from studies.study import SEEDS, SHORT, VARIANTS, accuracies, gaps, losses, markdown
 from support import plots
 
 WAYS = {  # how layers are connected -> flags
@@ -19,7 +19,6 @@ WAYS = {  # how layers are connected -> flags
     "concat": " --skip concat --widths 16,16,32,16,16,16,32,16,16,16",
 }
 NAMES = {"none": "none", "add": "added", "concat": "concatenated"}
-FLAGS = "--train-images 10000 --epochs 10 --no-test"
 SETTING = ("10,000 training images, 10 epochs, 3 seeds; gap: training (without augmentation and dropout)\n"
            "minus validation accuracy; bars: 95 % confidence intervals of the means")
 MEASURES = {"validation accuracy, %": accuracies, "validation loss": losses,
@@ -27,8 +26,8 @@ MEASURES = {"validation accuracy, %": accuracies, "validation loss": losses,
 
 
 def plan():
-    return {(variant, way, seed): (variant, f"{FLAGS}{flags} --seed {seed}")
-            for variant in ("bn", "gn", "ln") for way, flags in WAYS.items() for seed in SEEDS}
+    return {(variant, way, seed): (variant, f"{SHORT}{flags} --seed {seed}")
+            for variant in VARIANTS for way, flags in WAYS.items() for seed in SEEDS}
 
 
 def findings(results):

@@ -100,21 +100,20 @@ def compared(group):
 
 
 def findings(results):
-    def ahead(name, a, b):  # significantly, at the highest severity
-        means, tests = compared(results[name][-1])
-        return means[a] > means[b] and tests[a, b] < stats.LEVEL
+    names = ("Gaussian noise", "Gaussian blur", "contrast")
+    (noise, of_noise), (blur, of_blur), (low, of_contrast) = (compared(results[name][-1]) for name in names)
 
-    noise, blur, low = (compared(results[name][-1])[0] for name in ("Gaussian noise", "Gaussian blur", "contrast"))
+    def ahead(means, tests):  # group and layer normalization of batch normalization, significantly
+        return all(means[line] > means["bn"] and tests[line, "bn"] < stats.LEVEL for line in ("gn", "ln"))
+
     return [
         (f"At the lowest contrast, group and layer normalization reach {low['gn']:.1f} and {low['ln']:.1f} %, batch "
          f"normalization {low['bn']:.1f} %, or {low['bn' + ADAPTED]:.1f} % after adaptation to the corrupted images.",
-         ahead("contrast", "gn", "bn") and ahead("contrast", "ln", "bn") and low["bn" + ADAPTED] > low["bn"] + 5),
+         ahead(low, of_contrast) and low["bn" + ADAPTED] > low["bn"] + 5),
         (f"Under the strongest blur, group and layer normalization are ahead, too ({blur['gn']:.1f} and "
-         f"{blur['ln']:.1f} against "
-         f"{blur['bn']:.1f} %).", ahead("Gaussian blur", "gn", "bn") and ahead("Gaussian blur", "ln", "bn")),
+         f"{blur['ln']:.1f} against {blur['bn']:.1f} %).", ahead(blur, of_blur)),
         (f"Under the strongest noise no difference is significant ({noise['bn']:.1f}, {noise['gn']:.1f} and "
-         f"{noise['ln']:.1f} %).", not any(ahead("Gaussian noise", a, b) for a in ("bn", "gn", "ln")
-                                           for b in ("bn", "gn", "ln") if a != b)),
+         f"{noise['ln']:.1f} %).", min(of_noise.values()) >= stats.LEVEL),
     ]
 
 
@@ -135,8 +134,8 @@ def table(results):
                              for line, values in group.items())])
     return (markdown(["test accuracy, %", *map(title, results[CLEAN][0])], rows, "---:") +
             "\nBold: p < 0.05 in Tukey's test against the best of the row; standard deviations differ widely "
-            "between rows. "
-            "The networks adapted to the corrupted images are not tested. For uncorrupted images, see above.\n")
+            "between rows. The networks adapted to the corrupted images are not tested. For uncorrupted images, see "
+            "above.\n")
 
 
 def plot(results):

@@ -8,10 +8,10 @@ Batch Normalization by Variance Shift"). And a network of fewer than 50,000 para
 """
 
 from studies import stats, study
-from studies.study import SEEDS, accuracies, gaps, plot_lines
+from studies.study import SEEDS, VARIANTS, accuracies, gaps, plot_lines
 from support import plots
 
-VARIANTS, RATES = ("bn", "gn", "ln"), (0.0, 0.2, 0.5)  # fractions of the channels that are dropped
+RATES = (0.0, 0.2, 0.5)  # fractions of the channels that are dropped
 FLAGS = "--train-images 10000 --no-test --dropout-after 'c3 c7 C10'"
 SETTING = ("10,000 training images, 20 epochs, 3 seeds; dropout of whole channels after c3, c7 and C10;\n"
            "gap: training (without augmentation and dropout) minus validation accuracy; bands: one standard deviation")

@@ -13,7 +13,7 @@ follows. Three pairs of learning rates are tried: those of the scripts, half and
 import statistics
 
 from studies import stats
-from studies.study import LABELS, NO_NORM, SEEDS, accuracies, bold_if, markdown, plot_line, plot_lines
+from studies.study import LABELS, NO_NORM, SEEDS, SHORT, accuracies, bold_if, markdown, plot_line, plot_lines
 from support import plots
 from support.plots import mean_and_sd
 
@@ -23,7 +23,6 @@ REFERENCES = {  # line -> x -> flags of bn.py
     NO_NORM: {"half": " --no-norm --max-lr 0.015 --aux-lr 0.15", "usual": " --no-norm",
               "double": " --no-norm --max-lr 0.06 --aux-lr 0.6"},
 }
-FLAGS = "--train-images 10000 --epochs 10 --no-test"
 SETTING = ("10,000 training images, 10 epochs, 3 seeds, no dropout; bands: one standard deviation;\n"
            "dashed: networks without groups, the one without normalization at its best learning rates")
 
@@ -31,7 +30,7 @@ SETTING = ("10,000 training images, 10 epochs, 3 seeds, no dropout; bands: one s
 def plan():
     cells = {("gn", groups): ("gn", f" --dropout 0 --groups {groups}") for groups in GROUPS}
     cells |= {(line, x): ("bn", flags) for line, rates in REFERENCES.items() for x, flags in rates.items()}
-    return {(*cell, seed): (variant, f"{FLAGS}{flags} --seed {seed}")
+    return {(*cell, seed): (variant, f"{SHORT}{flags} --seed {seed}")
             for cell, (variant, flags) in cells.items() for seed in SEEDS}
 
 
@@ -51,8 +50,8 @@ def findings(results):
     instance, none, batch = tests["gn", "channels"], tests[NO_NORM, best_without(results)], tests["bn", None]
     return [
         ("Without normalization, at the best of three pairs of learning rates, accuracy does not differ "
-         "significantly from "
-         f"that with group normalization; with batch normalization, it is {batch.size()} percentage points higher.",
+         "significantly from that with group normalization; with batch normalization, it is "
+         f"{batch.size()} percentage points higher.",
          not none.significant and batch.significant and batch.estimate > 0),
         ("With 1, 2 or 8 groups, accuracy does not differ significantly from that with 4.",
          not any(tests["gn", groups].significant for groups in (1, 2, 8))),

@@ -58,8 +58,7 @@ def findings(results):
          f"{limits['gn']:g} with group and {limits['ln']:g} with layer normalization, {limits[NO_NORM]:g} without.",
          limits["bn"] == RATES[-1] > limits["gn"] >= limits["ln"] > limits[NO_NORM]),
         (f"High rates are not the only advantage of batch normalization: at {rate:g}, the best rate without "
-         "normalization, "
-         f"it reaches {there:.1f} %, against {without:.1f} %.", there > without),
+         f"normalization, it reaches {there:.1f} %, against {without:.1f} %.", there > without),
     ]
 
 

@@ -5,8 +5,8 @@ deviation; they differ in the set (Wu and He 2018, "Group Normalization", figure
 one channel in all images of the batch, so each channel leaves it with mean 0 and standard deviation 1. For group and
 layer normalization, it is several channels of one image: together, those have mean 0 and standard deviation 1.
 
-A normalization cancels any factor that a whole set shares (Ba et al. 2016, "Layer Normalization", table 1): batch
-normalization that of a single filter, group normalization that of all filters of a group, or of an image.
+A normalization cancels any factor that a whole set shares (Ba et al. 2016, "Layer Normalization", table 1). Batch
+normalization cancels a factor of a single filter, group normalization one of all filters of a group or of an image.
 """
 
 import numpy
@@ -15,25 +15,16 @@ from matplotlib import cm
 from torch import nn
 
 import common
-from studies.study import LABELS, markdown
+from studies.study import LABELS, VARIANTS, markdown
 from support import cifar10, files, plots, runs
 
 LAYER, CHANNELS, IMAGES, BINS, FACTOR = "C5", 8, 128, 100, 10
 CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
 SETTING = (f"trained networks of seed 0, {IMAGES} validation images; left: elements of N images and C channels that "
-           "share a "
-           f"mean and a variance;\nmiddle and right: histograms of the first {CHANNELS} of the channels of {LAYER}, "
-           "a line "
-           "each, in training mode, without the learned weight and bias")
+           "share a mean and a variance;\nmiddle and right: histograms of the first "
+           f"{CHANNELS} of the channels of {LAYER}, a line each, in training mode, without the learned weight and bias")
 CHANGES = {"filter": "one filter × 10 (mean over filters)", "filters": "all filters × 10",
            "image": "one image × 10: its own output", "others": "one image × 10: output of the other images"}
-
-
-def build_norm(variant, channels):
-    """Return a variant's normalization in training mode, before its weight and bias are learned."""
-    recipe = runs.load_script(variant)
-    groups = [] if recipe.groups is None else [channels if recipe.groups == "channels" else recipe.groups]
-    return recipe.norm(channels, *groups).train()
 
 
 def convolved(model, name, images):
@@ -70,15 +61,16 @@ def measure():
     Changes are those of C1, which sees the image itself.
     """
     images, targets = cifar10.load("train")
-    images, numbers = images[common.split_indices(targets)[1][:IMAGES]], {}
+    images, numbers, instance = images[common.split_indices(targets)[1][:IMAGES]], {}, {}
     for variant in [group[0]["variant"] for group in runs.published()]:
-        model = common.load_model(files.RESULTS / variant)
-        if hasattr(model.C1, "norm"):
+        model, recipe = common.load_model(files.RESULTS / variant), runs.load_script(variant)
+        if recipe.norm and hasattr(model.C1, "norm"):
             with torch.no_grad():
                 x, first = convolved(model, LAYER, images), convolved(model, "C1", images)
-                numbers[variant] = {"before": histograms(x), "after": histograms(build_norm(variant, x.shape[1])(x)),
-                                    "changes": changes(build_norm(variant, first.shape[1]), first)}
-                instance = {"in": {"changes": changes(nn.GroupNorm(first.shape[1], first.shape[1]), first)}}
+                norm, norm_of_first = (common.build_norm(recipe, values.shape[1]).train() for values in (x, first))
+                numbers[variant] = {"before": histograms(x), "after": histograms(norm(x)),
+                                    "changes": changes(norm_of_first, first)}
+                instance["in"] = {"changes": changes(nn.GroupNorm(first.shape[1], first.shape[1]), first)}
     return numbers | instance
 
 
@@ -87,8 +79,8 @@ def shared_statistics(variant):
     x = torch.randn(*CUBE, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
     try:
         recipe = runs.load_script(variant)
-        layer = recipe.norm(CUBE[1]) if recipe.groups is None else recipe.norm(CUBE[1], CUBE[1] // 2)
-        layer.train()(x)[0, 0, 0].sum().backward()
+        recipe = recipe if recipe.groups is None else recipe.replace(groups=CUBE[1] // 2)
+        common.build_norm(recipe, CUBE[1]).train()(x)[0, 0, 0].sum().backward()
     except Exception:  # any kind: the layer may be anything
         return None
     return x.grad.squeeze(3) != 0
@@ -132,7 +124,7 @@ def plot(results):
 
 
 def findings(results):
-    means = {variant: results[variant]["after"]["means"] for variant in ("bn", "gn", "ln")}
+    means = {variant: results[variant]["after"]["means"] for variant in VARIANTS}
     apart = {variant: max(values) - min(values) for variant, values in means.items()}
     bn, gn, ln, instance = (results[name]["changes"] for name in ("bn", "gn", "ln", "in"))
     return [

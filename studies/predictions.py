@@ -23,8 +23,8 @@ from support import files, runs
 from support.plots import percent
 
 BINS = 15  # of confidence, of equal width
-SETTING = ("3 seeds, 10,000 test images; t-tests on paired differences per image, with the "
-           "variance over seeds pooled over the normalizations")
+SETTING = ("3 seeds, 10,000 test images; t-tests on paired differences per image, with the variance over seeds pooled "
+           "over the normalizations")
 
 
 def calibration_error(probabilities, targets):
@@ -127,7 +127,8 @@ def table(results):
     head = ["", "test accuracy, %", "expected calibration error, %", "two seeds predict different classes, %",
             "ensemble of the seeds, test accuracy, %"]
     pairs = []
-    for pair, test in {pair: stats.Difference(*values) for pair, values in results["difference"].items()}.items():
+    for pair, values in results["difference"].items():
+        test = stats.Difference(*values)
         names = " - ".join(LABELS.get(name, name) for name in pair.split())
         pairs.append([names, bold_if(test.significant, test.text()), f"{test.p:.2g}",
                       percent([results["disagreement"][pair]])])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import common
-from studies.study import LABELS, NO_NORM, SEEDS, plot_line
+from studies.study import LABELS, NO_NORM, SEEDS, VARIANTS, plot_line
 from support import cifar10, plots, runs
 
 IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
@@ -53,11 +53,11 @@ def findings(results):
         return sum(pair[quantity] for pair in results[line][layer]) / len(SEEDS)
 
     kept = {line: mean(line, 0, layers[-1]) / mean(line, 0, layers[0]) for line in results}
-    arrives = {line: mean(SAME, 1, layers[0]) / mean(line, 1, layers[0]) for line in ("bn", "gn", "ln")}
+    arrives = {line: mean(SAME, 1, layers[0]) / mean(line, 1, layers[0]) for line in VARIANTS}
     return [
         ("Without normalization, but with the same initial filters, the standard deviation of layer outputs falls "
-         "from "
-         f"{layers[0]} to {layers[-1]} to {100 * kept[SAME]:.0f} %; with each of the three normalizations it stays.",
+         f"from {layers[0]} to {layers[-1]} to {100 * kept[SAME]:.0f} %; with each of the three normalizations it "
+         "stays.",
          kept[SAME] < 0.2 and all(0.8 < kept[line] < 1.25 for line in arrives)),
         (f"The gradient at {layers[0]} is {100 * arrives['bn']:.0f} % of that with batch normalization, and "
          f"{100 * arrives['gn']:.0f} and {100 * arrives['ln']:.0f} % of that with group and layer normalization.",

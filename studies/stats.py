@@ -13,7 +13,7 @@ from typing import NamedTuple
 from scipy import stats
 
 LEVEL = 0.05
-DEFINITION = (f"Significant, if nothing else is said: p < {LEVEL:g} in a t-test with the standard deviation pooled "
+DEFINITION = (f"Significant, unless stated otherwise: p < {LEVEL:g} in a t-test with the standard deviation pooled "
               "over the table, after Holm's correction for the comparisons in it. Square brackets: 95 % confidence "
               "intervals, not corrected for multiple comparisons. ±: sample standard deviation over seeds.")
 

@@ -26,7 +26,8 @@ from support import cifar10, cli, files, plots, runs
 from support.files import RunError
 from support.plots import mean_and_sd
 
-SEEDS = (0, 1, 2)
+VARIANTS, SEEDS = ("bn", "gn", "ln"), (0, 1, 2)
+SHORT = "--train-images 10000 --epochs 10 --no-test"  # of several studies, which share equal runs if flags are equal
 NO_NORM, UNSUPPORTED = "none", "A finding that stood here is not supported by these results"
 LABELS = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
 GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches all processes of a terminal
@@ -94,10 +95,9 @@ def run_all(commands, options, metrics_of):
     if options.jobs is not None and options.jobs < 1:
         raise RunError(f"--jobs must be 1 or more, got {options.jobs}")
     commands = {title: [sys.executable, *command] for title, command in commands.items()}
-    runs.checkout_id()  # here, not in every run
     if options.list or not commands:
         return print("".join(f"{shlex.join(command)}\n" for command in commands.values()), end="", flush=True)
-    cifar10.load("train")  # once, too
+    cifar10.load("train")  # once, not in every run
     jobs = min(options.jobs or default_jobs(), len(commands))
     settings = {"cwd": files.ROOT, "text": True, "errors": "replace"}
     if jobs > 1:  # a single run at a time writes to the terminal itself, and has all threads

@@ -54,7 +54,7 @@ def flush(path):
 
 @contextlib.contextmanager
 def lock(path, activity, wait=False):
-    """Hold a lock on a file; if another process does, wait, or raise RunError("<activity> by process 12")."""
+    """Hold a lock on a file. If another process holds it, wait, or raise RunError("<activity> by process 12")."""
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a run needs to know of the machine: signals, memory, processor, device, and the precision to compute in."""
+"""What a run needs to know of the machine: signals, processor, device and environment."""
 
 import argparse
 import contextlib

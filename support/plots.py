@@ -142,8 +142,7 @@ def plot_misclassified(folder, metrics, predictions):
         ax.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\nconfidence {confidence:.1%}", fontsize=9)
     title = f"{metrics['run']}, seed {metrics['seed']}: the most confident mistake in each true class"
     save_figure(fig, title, folder / "misclassified.png", "True class → predicted class; confidence: softmax "
-                                                          "probability "
-                "of the predicted class. CIFAR-10 has some wrong labels.")
+                "probability of the predicted class. CIFAR-10 has some wrong labels.")
 
 
 def plot_comparison(groups, path):
@@ -165,6 +164,5 @@ def plot_comparison(groups, path):
         ax.legend(title="at the best epoch", fontsize=8, title_fontsize=8,
                   loc="lower left" if name == "loss" else "upper left")
     seeds = max(len(group) for group in groups)
-    save_figure(fig, "The same network with each normalization", path,
-                f"EMA of the weights; inset: the last 5 epochs; mean and standard deviation of {seeds} "
-                "seeds." * (seeds > 1))
+    caption = f"EMA of the weights; inset: the last 5 epochs; mean and standard deviation of {seeds} seeds."
+    save_figure(fig, "The same network with each normalization", path, caption * (seeds > 1))

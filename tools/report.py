@@ -71,8 +71,7 @@ def references_table(groups):
             [("this project", ours, "validation set"), *REFERENCES]]
     return markdown(["accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
         "\nAll have fewer than 50,000 parameters and at most 20 epochs. Ours is the mean over seeds, and has Muon, "
-        "an EMA "
-        "of the weights, skip connections, Hardswish and other augmentation besides.\n")
+        "an EMA of the weights, skip connections, Hardswish and other augmentation besides.\n")
 
 
 # --- The report ---
@@ -123,8 +122,7 @@ def section(group):
     lines.append(f"- Early stopping: after epoch {run['epochs']}, since the validation loss had not fallen for "
                  f"{recipe['patience']} epochs; best epoch {best}" if run["stopped_early"] else
                  f"- Early stopping did not occur: the lowest validation loss, {history['val_loss'][best - 1]:.3f}, "
-                 "was "
-                 f"reached in epoch {best} of {run['epochs']}")
+                 f"was reached in epoch {best} of {run['epochs']}")
     lines += [effect(dropout, run["variant"], "Dropout", {rate: f"rate {rate:g}" for rate in dropout.RATES}),
               effect(connections, run["variant"], "Skip connections", connections.NAMES)]
     figures = [f"![{title} of {name}]({name}/{file}.png)\n" for title, file in (
@@ -197,8 +195,7 @@ def pages():
         if not block:
             raise RunError(f"README.md must have the two markers of the block of {name}")
         text = text[: block.start(1)] + content + text[block.end(1):]
-    texts = {readme: text,
-             files.RESULTS / "README.md": report(groups), files.RESULTS / "studies.md": studies_page(),
+    texts = {readme: text, files.RESULTS / "README.md": report(groups), files.RESULTS / "studies.md": studies_page(),
              files.RESULTS / "bench.md": bench.saved_page()}
     return {path: text for path, text in texts.items() if text}
 
