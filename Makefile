@@ -17,7 +17,7 @@ STUDIES := study-norms study-signals study-predictions study-connections study-d
   study-batch-size study-learning-rate study-corruptions study-ablation
 PARALLEL := $(if $(JOBS),--jobs $(JOBS))
 SHELL := /bin/sh
-# glibc keeps freed memory for the next tensor; otherwise large blocks go back to the kernel every time.
+# So glibc keeps freed memory for the next tensor, instead of giving large blocks back to the kernel every time.
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 2147483647
 
@@ -41,9 +41,9 @@ $(VARIANTS): venv ## train this variant, test it, and write results/<variant>/
 	$(RUN) $@.py $(ARGS)
 
 ifeq ($(strip $(ARGS)),)
-all: venv ## train the variants that have no run in this clone with the current code, and write the report
+all: venv ## train each variant not yet trained in this clone with the current code, and write the report
 	$(RUN) -m studies.run seeds --seeds 0 --jobs $(or $(JOBS),1); status=$$?; \
-	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report pages && exit $$status
+	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report reports && exit $$status
 else
 all: $(VARIANTS)
 	$(RUN) -m tools.report show $(ARGS)
@@ -51,9 +51,9 @@ endif
 
 seeds: venv ## the same with seeds 0, 1 and 2, several runs at a time
 	$(RUN) -m studies.run seeds $(PARALLEL); status=$$?; \
-	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report pages && exit $$status
+	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report reports && exit $$status
 
-test: venv ## check the code style and run the tests (one minute; no data set or network needed)
+test: venv ## check the code style and run the tests (one minute; no data set or internet needed)
 	@$(RUN) -c "import pytest, ruff, xdist" || { echo '$(RUN) lacks a requirement: see requirements.txt' >&2; exit 1; }
 	$(RUN) -m ruff check
 	$(TEST) -m "not slow"
@@ -64,28 +64,28 @@ test-all: venv ## run all tests, including the slow fault-injection tests
 data: venv ## download CIFAR-10 into data/ if it is missing, and check it
 	$(RUN) -m tools.report data
 
-summary: venv ## print layers, parameters and receptive fields of every variant
+summary: venv ## print the layers and parameters of every variant
 	$(RUN) -m tools.report summary
 
-plots: venv ## plot every figure and write README.md and the reports in results/ again
+plots: venv ## plot every figure again, and update the numbers in README.md and the reports in results/
 	$(RUN) -m tools.report plots
 
-bench: venv ## measure how many images per second are trained on this machine (two minutes)
+bench: venv ## measure training throughput, in images per second (two minutes)
 	$(RUN) -m tools.bench
 
 study-norms: ## plot activations before and after each normalization (seconds)
 study-signals: ## how do signals and gradients pass through an untrained network? (seconds)
 study-predictions: ## which normalization is best on the test images? (seconds)
-study-connections: ## add a layer to another, or concatenate them? (20 minutes)
-study-dropout: ## what does dropout do to overfitting? (30 minutes)
-study-groups: ## how many groups, from layer to instance normalization? (20 minutes)
-study-batch-size: ## how small may a batch be? (10 minutes)
-study-learning-rate: ## how high may the learning rate be? (15 minutes)
+study-connections: ## do skip connections help, added or concatenated? (two hours)
+study-dropout: ## what does dropout do to overfitting? (50 minutes)
+study-groups: ## how many groups, from layer to instance normalization? (30 minutes)
+study-batch-size: ## how small may a batch be? (20 minutes)
+study-learning-rate: ## how high may the learning rate be? (30 minutes)
 study-corruptions: ## which normalization keeps its accuracy on corrupted images? (10 minutes)
 study-ablation: ## what is each choice of the recipe worth? (20 minutes)
 $(STUDIES): venv
-	$(RUN) -m studies.run $(subst -,_,$(@:study-%=%)) $(PARALLEL)
-	$(RUN) -m tools.report pages > /dev/null
+	$(RUN) -m studies.run $(@:study-%=%) $(PARALLEL)
+	$(RUN) -m tools.report reports > /dev/null
 
 check: venv ## evaluate the saved weights again; check README.md, the reports in results/ and the findings
 	$(RUN) -m tools.report check

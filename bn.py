@@ -3,8 +3,8 @@
 For activations x of shape (N, C, H, W), they are computed over the axes (N, H, W): C means and variances, one of each
 per channel, from N*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters.
 
-It removes the scale and the offset of each channel, so a filter scaled by ten gives the same output. It keeps how the
-values of a channel differ between images and between positions.
+In training, it removes the scale and the offset of each channel, so a filter scaled by ten gives the same output.
+Differences between images and between positions within a channel remain, divided by the standard deviation.
 
 In training, the output of an image depends on the other images in its batch. That is a source of noise, which can
 regularize. In evaluation, the batch may be a single image, so running averages of mean and variance, collected in
@@ -20,7 +20,7 @@ from common import Recipe, main
 
 
 def by_hand(x):
-    """Return x (N, C, H, W), normalized as in training; nn.BatchNorm2d then applies weight and bias."""
+    """Return x (N, C, H, W), normalized as nn.BatchNorm2d does in training before its weight and bias."""
     mean = x.mean((0, 2, 3), keepdim=True)  # (1, C, 1, 1)
     variance = x.var((0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1)
     return (x - mean) / (variance + 1e-5).sqrt()

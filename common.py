@@ -1,8 +1,8 @@
-"""Everything that bn.py, gn.py and ln.py share and that affects training and evaluation, from top to bottom.
+"""Everything that bn.py, gn.py and ln.py share and that affects training and evaluation.
 
     recipe -> data -> model -> optimizer -> training -> evaluation -> run -> loading
 
-A script hands its Recipe to main(). Importing this file changes nothing and downloads nothing. The rest is in support/:
+A script passes its Recipe to main(). Importing this file changes nothing and downloads nothing. support/ has the rest:
 command line, data set on disk, files, figures.
 """
 
@@ -29,12 +29,12 @@ MAX_PARAMETERS, MAX_EPOCHS = 50_000, 20  # the assignment: fewer than 50,000 par
 LAYERS = {  # C: 3x3 convolution, c: 1x1 convolution, with output channels; P: 2x2 max pool; add layers here
     "C1": 16, "C2": 16, "c3": 16, "P1": None, "C4": 16, "C5": 32, "C6": 32, "c7": 32, "P2": None,
     "C8": 32, "C9": 32, "C10": 32, "GAP": None, "c11": None}
-CONVOLUTIONS = [name for name, width in LAYERS.items() if width]  # those that normalization follows
-OPTIMIZERS = {  # optimizer -> default max_lr, aux_lr, weight_decay
+HIDDEN = [name for name, width in LAYERS.items() if width]  # hidden convolutions: all but c11
+OPTIMIZERS = {  # optimizer -> default hidden_lr, other_lr, weight_decay
     "Muon": (0.03, 0.3, 0.0), "SGD": (0.05, 0.05, 5e-4), "Adam": (0.01, 0.01, 0.0), "AdamW": (0.01, 0.01, 0.05)}
 
 
-# --- Recipe: the values that a script chooses; each is a flag as well ---
+# --- Recipe: the values that a script chooses; those made with option() are flags as well ---
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,43 +45,44 @@ class Recipe(cli.Options):
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers followed by dropout, separated by spaces", CONVOLUTIONS)
-    skip: str = option("add", "how to combine a layer's input and output", ("none", "add", "concat"))
-    widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of C1 to C10, with commas",
+    dropout_after: str = option("c3 c7 C10", "layers followed by dropout, separated by spaces", HIDDEN)
+    skip: str = option("add", "skip connections; concat needs smaller widths", ("none", "add", "concat"))
+    widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of all hidden convolutions",
                                      parse=cli.integers)
-    activation: str = option("Hardswish", "activation after each convolution", ("ReLU", "Hardswish", "SiLU", "GELU"))
+    activation: str = option("Hardswish", "activation of hidden layers", ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
-    optimizer: str = option("Muon", "optimizer; with Muon, SGD trains all but C1 to C10", tuple(OPTIMIZERS))
-    max_lr: float = option(None, "peak learning rate of the filters of C1 to C10", "(0, inf)", float)
-    aux_lr: float = option(None, "peak learning rate of all other parameters", "(0, inf)", float)
+    optimizer: str = option("Muon", "optimizer; Muon is for the hidden convolutions, with SGD for the rest",
+                            tuple(OPTIMIZERS))
+    hidden_lr: float = option(None, "peak learning rate of the hidden convolutions, all but c11", "(0, inf)", float)
+    other_lr: float = option(None, "peak learning rate of all other parameters", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
-    decay_power: float = option(2.0, "exponent of the learning-rate decay (1 = linear, 0 = none)", "[0, inf)")
+    decay_power: float = option(2.0, "exponent of the learning-rate decay: 1 = linear, 0 = none", "[0, inf)")
     momentum: float = option(0.9, "Nesterov momentum of Muon and SGD, beta1 of Adam and AdamW", "[0, 1)")
-    weight_decay: float = option(None, "weight decay of the filters, without effect under Muon", "[0, inf)", float)
-    ema_decay: float = option(0.995, "EMA decay per step of the weights that are evaluated; 0 = no EMA", "[0, 1)")
+    weight_decay: float = option(None, "weight decay of the hidden convolutions; ignored with Muon", "[0, inf)", float)
+    ema_decay: float = option(0.995, "decay per step of the weights' moving average (EMA), 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
-    final_translate: int = option(0, "maximum translation in the last epoch (interpolated linearly)", "[0, 31]")
-    cutout: int = option(8, "side of the square blanked in half of the training images, in pixels", "[0, 32]")
-    flip: bool = option(True, "mirror half of the training images, chosen again in each epoch")
+    final_translate: int = option(0, "maximum translation in the last epoch; between, it changes linearly", "[0, 31]")
+    cutout: int = option(8, "side in pixels of a square that is blanked with probability 0.5 per image", "[0, 32]")
+    flip: bool = option(True, "flip training images horizontally with probability 0.5")
     patience: int = option(8, "epochs without a lower validation loss before training stops", "[1, inf)")
 
     def check(self):
         """Fill in the optimizer's defaults, convert numbers and lists, and raise RecipeError for invalid values."""
         defaults = OPTIMIZERS.get(self.optimizer, ())
-        for name, default in zip(("max_lr", "aux_lr", "weight_decay"), defaults, strict=False):
+        for name, default in zip(("hidden_lr", "other_lr", "weight_decay"), defaults, strict=False):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         cli.check_options(self)
         if not (self.groups in (None, "channels") or (type(self.groups) is int and self.groups > 0)):
             raise RecipeError(f"groups must be a positive integer or 'channels', got {self.groups!r}")
-        if len(self.widths) != len(CONVOLUTIONS) or not all(type(n) is int and n > 0 for n in self.widths):
-            raise RecipeError(f"widths must be {len(CONVOLUTIONS)} positive integers, got {self.widths}")
+        if len(self.widths) != len(HIDDEN) or not all(type(n) is int and n > 0 for n in self.widths):
+            raise RecipeError(f"widths must be {len(HIDDEN)} positive integers, got {self.widths}")
 
     def replace(self, **changes):
         """Return a recipe with changes; another optimizer brings its own learning rates and weight decay."""
         if changes.get("optimizer", self.optimizer) != self.optimizer:
-            changes = {"max_lr": None, "aux_lr": None, "weight_decay": None} | changes
+            changes = {"hidden_lr": None, "other_lr": None, "weight_decay": None} | changes
         return dataclasses.replace(self, **changes)
 
 
@@ -95,7 +96,7 @@ def split_indices(targets):
     is_val = torch.zeros(len(targets), dtype=torch.bool)
     for label in range(len(CLASSES)):
         of_class = torch.where(targets == label)[0]
-        is_val[of_class[-(len(of_class) // len(CLASSES)):]] = True
+        is_val[of_class[-(len(of_class) // 10):]] = True
     return torch.where(~is_val)[0], torch.where(is_val)[0]
 
 
@@ -103,8 +104,9 @@ def load_splits(recipe, options):
     """Return training and validation set, pairs of images and labels on the device. Raises RunError, RecipeError."""
     images, targets = cifar10.load("train")
     train, val = split_indices(targets)
-    if (count := max(recipe.batch_size, options.train_images or 0)) > len(train):
-        raise RecipeError(f"batch_size and --train-images must be at most {len(train):,}, got {count}")
+    for flag, count in ("--batch-size", recipe.batch_size), ("--train-images", options.train_images or 0):
+        if count > len(train):
+            raise RecipeError(f"{flag} must be at most {len(train):,}, got {count}")
     return [(images[index].to(options.device), targets[index].to(options.device))
             for index in (train[: options.train_images], val)]
 
@@ -113,22 +115,23 @@ def sample_augmentation(count, recipe, epoch, generator):
     """Return independent random parameters of augment() per image: flip is bool (count,), the others int64 (count,)."""
     progress = (epoch - 1) / max(1, recipe.epochs - 1)  # 0 in the first epoch, 1 in the last
     max_translation = round(recipe.translate + progress * (recipe.final_translate - recipe.translate))
-    down, right = torch.randint(-max_translation, max_translation + 1, (2, count), generator=generator)
+    dy, dx = torch.randint(-max_translation, max_translation + 1, (2, count), generator=generator)
     top, left = torch.randint(32 - recipe.cutout + 1, (2, count), generator=generator)
     top[torch.rand(count, generator=generator) < 0.5] = 32  # below the image: no square in this one
-    return down, right, (torch.rand(count, generator=generator) < 0.5) & recipe.flip, top, left
+    return dy, dx, (torch.rand(count, generator=generator) < 0.5) & recipe.flip, top, left
 
 
-def augment(images, down, right, flip, top, left, cutout):
-    """Mirror, translate with reflection padding, and cut out, image by image: uint8 (N, 3, 32, 32) -> the same.
+def augment(images, dy, dx, flip, top, left, cutout):
+    """Flip, translate with reflection padding, and cut out, image by image: uint8 (N, 3, 32, 32) -> the same.
 
+    Pixel (y, x) of the output shows pixel (y + dy, x + dx) of the image, or of the flipped image.
     DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout": a square of the
     mean color; theirs may cross the border.
     """
     last = images.shape[-1] - 1
     pixel = torch.arange(last + 1, device=images.device)
-    rows = pixel + down[:, None]  # (N, 32): the row that each output row shows; -2 means 2, 33 means 29
-    columns = pixel + right[:, None]
+    rows = pixel + dy[:, None]  # (N, 32): the row that each output row shows; -2 means 2, 33 means 29
+    columns = pixel + dx[:, None]
     rows, columns = (last - (last - index.abs()).abs() for index in (rows, columns))
     columns = torch.where(flip[:, None], last - columns, columns)
     source = (rows[:, :, None] * (last + 1) + columns[:, None, :]).flatten(1)  # (N, 1024)
@@ -156,9 +159,9 @@ def mean_and_std(device):
 class Network(nn.Module):
     """The assignment's layers with optional skip connections: float (N, 3, 32, 32) -> logits (N, 10).
 
-    C is a 3x3 convolution, c a 1x1 convolution, P a 2x2 max pool, GAP global average pooling. Skip connections: input
-    and output are added (He et al. 2016, "Deep Residual Learning for Image Recognition") or concatenated (Huang et al.
-    2017, "Densely Connected Convolutional Networks").
+    "add": the input of a convolution is added to the output of its block if both have the same number of channels
+    (He et al. 2016, "Deep Residual Learning for Image Recognition"); "concat": input and output of each C block except
+    C1 are concatenated (Huang et al. 2017, "Densely Connected Convolutional Networks").
     """
 
     def __init__(self, recipe):
@@ -174,8 +177,8 @@ class Network(nn.Module):
                 layer = nn.Conv2d(channels, len(CLASSES), 1)
             else:
                 in_channels, channels = channels, next(widths)
-                layer = convolution(name, in_channels, channels, recipe)
-                if recipe.skip == "concat" and name.startswith("C") and name != "C1":  # C1 sees the image
+                layer = conv_block(name, in_channels, channels, recipe)
+                if recipe.skip == "concat" and name.startswith("C") and name != "C1":  # C1: its input is the image
                     self.skip_layers.append(name)
                     channels += in_channels
                 elif recipe.skip == "add" and in_channels == channels:
@@ -191,12 +194,12 @@ class Network(nn.Module):
         return x.flatten(1)  # (N, 10, 1, 1) -> (N, 10)
 
 
-def convolution(name, in_channels, out_channels, recipe):
+def conv_block(name, in_channels, out_channels, recipe):
     """Return a convolution with normalization, activation, and dropout where the recipe asks for it."""
     size = 3 if name.startswith("C") else 1
-    bias = not recipe.norm  # normalization has a bias of its own
+    bias = not recipe.norm  # normalization usually has its own
     layers = {"conv": nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=bias)}
-    if not recipe.norm:  # LeCun et al. 1998, "Efficient BackProp": variance 1 / fan_in, for skip connections
+    if not recipe.norm:  # variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp")
         nn.init.kaiming_normal_(layers["conv"].weight, nonlinearity="linear")
         nn.init.zeros_(layers["conv"].bias)
     if recipe.norm:
@@ -208,7 +211,7 @@ def convolution(name, in_channels, out_channels, recipe):
 
 
 def build_norm(recipe, channels):
-    """Return the normalization of a recipe for so many channels."""
+    """Return the normalization of a recipe for this number of channels."""
     if recipe.groups is None:
         return recipe.norm(channels)
     return recipe.norm(channels, channels if recipe.groups == "channels" else recipe.groups)
@@ -222,7 +225,7 @@ def build_model(recipe):
             inspection.check_network(model, (4, 3, 32, 32), autocast(torch.device("cpu")))
     except Exception as error:  # any kind: the normalization may be anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise RecipeError(f"the normalization of {recipe.variant}.py cannot be used: {reason}") from None
+        raise RecipeError(f"the network of {recipe.variant}.py cannot be used: {reason}") from None
     if parameters >= MAX_PARAMETERS:
         of_norm = sum(p.numel() for name, p in model.named_parameters() if ".norm." in name)
         raise RecipeError(f"the network must have fewer than {MAX_PARAMETERS:,} parameters, got {parameters:,}, "
@@ -230,13 +233,13 @@ def build_model(recipe):
     return model
 
 
-def filters(model):
-    """Return the weights of the convolutions but c11: (out_channels, in_channels, height, width) each."""
+def hidden_filters(model):
+    """Return the weights of the hidden convolutions: (out_channels, in_channels, height, width) each."""
     return [layer.conv.weight for layer in model.children() if hasattr(layer, "conv")]
 
 
 def precision(device):
-    """Return the precision of convolutions: "bfloat16" where the hardware has instructions for it, else "float32"."""
+    """Return the precision of convolutions: "bfloat16" with AVX512-BF16 or CUDA that supports it, else "float32"."""
     fast = (torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else
             device.type == "cpu" and "avx512_bf16" in machine.cpu_info().get("flags", "").split())
     return "bfloat16" if fast else "float32"
@@ -247,25 +250,25 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bfloat16")
 
 
-# --- Optimizer: Muon for the filters, SGD for the rest; one cycle of the learning rate; a moving average of weights ---
+# --- Optimizer: Muon for hidden convolutions, SGD for the rest; one-cycle schedule; moving average of the weights ---
 
 
 class Muon(torch.optim.SGD):
-    """SGD whose parameter groups with "orthogonalize" take orthogonalized momentum as their step.
+    """SGD, but parameter groups with "orthogonalize" are updated by their orthogonalized momentum.
 
-    A step changes most directions of a filter matrix by a similar amount; its norm is the learning rate times the norm
-    of the initial matrix. With "keep_norm", each matrix is scaled back to that norm; normalization cancels its scale.
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; torch.optim.Muon takes only matrices.
+    So most singular values of an update are about equal (Jordan et al. 2024, "Muon: An optimizer for hidden layers in
+    neural networks"). Unlike there, the Frobenius norm of an update is the learning rate times that of the initial
+    weights, and "rescale" restores the initial norm of weights after each step. torch.optim.Muon takes only matrices.
     """
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             if group["orthogonalize"]:
-                self.orthogonalized_step(group["params"], group["lr"], group["momentum"], group["keep_norm"])
+                self.orthogonalized_step(group["params"], group["lr"], group["momentum"], group["rescale"])
         super().step()
 
-    def orthogonalized_step(self, filters, lr, momentum, keep_norm):
+    def orthogonalized_step(self, filters, lr, momentum, rescale):
         """Update the filters of a parameter group in place, and take their gradients away from SGD."""
         weights, grads, state = as_matrices(filters), as_matrices([p.grad for p in filters]), self.state[filters[0]]
         if not state:
@@ -273,7 +276,7 @@ class Muon(torch.optim.SGD):
         state["momentum_buffer"].mul_(momentum).add_(grads)
         directions = orthogonalize(grads + momentum * state["momentum_buffer"])  # Nesterov
         weights -= lr * state["norm"] / frobenius_norms(directions) * directions
-        if keep_norm:
+        if rescale:
             weights *= state["norm"] / frobenius_norms(weights)
         for p, matrix in zip(filters, weights, strict=True):
             p.copy_(matrix[: len(p), : p[0].numel()].view_as(p))
@@ -281,7 +284,7 @@ class Muon(torch.optim.SGD):
 
 
 def as_matrices(filters):
-    """Stack K filters (out_channels, in_channels, height, width) as (K, M, N), padded with zeros: a row per output."""
+    """Stack K weights (out_channels, in_channels, height, width) as matrices (K, M, N), padded with zeros."""
     rows, columns = max(len(x) for x in filters), max(x[0].numel() for x in filters)
     return torch.stack([F.pad(x.flatten(1), (0, columns - x[0].numel(), 0, rows - len(x))) for x in filters])
 
@@ -294,7 +297,7 @@ def frobenius_norms(matrices):
 def orthogonalize(matrices, steps=3):
     """Bring all but small singular values of (K, M, N) roughly to 1 by Newton-Schulz steps with Muon's coefficients.
 
-    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T; x is multiplied by all factors at once.
+    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T. The factors are multiplied first, then x.
     """
     x = matrices / frobenius_norms(matrices)
     gram, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)
@@ -306,22 +309,22 @@ def orthogonalize(matrices, steps=3):
 
 
 def build_optimizer(model, recipe, steps):
-    """Return the optimizer of a network, and the scheduler of its learning rates over so many steps."""
-    of_filters = filters(model)
-    others = [p for p in model.parameters() if all(p is not weight for weight in of_filters)]
-    groups = [{"params": of_filters, "orthogonalize": recipe.optimizer == "Muon",
-               "keep_norm": recipe.norm is not None, "weight_decay": recipe.weight_decay},
-              {"params": others, "orthogonalize": False, "lr": recipe.aux_lr, "weight_decay": 0.0}]
+    """Return the optimizer of a network, and the scheduler of its learning rates over this number of steps."""
+    hidden = hidden_filters(model)
+    others = [p for p in model.parameters() if all(p is not weight for weight in hidden)]
+    groups = [{"params": hidden, "orthogonalize": recipe.optimizer == "Muon",
+               "rescale": recipe.norm is not None, "weight_decay": recipe.weight_decay},
+              {"params": others, "orthogonalize": False, "lr": recipe.other_lr, "weight_decay": 0.0}]
     if recipe.optimizer in ("Muon", "SGD"):
-        optimizer = Muon(groups, lr=recipe.max_lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
+        optimizer = Muon(groups, lr=recipe.hidden_lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
                          foreach=True)
     else:
-        optimizer = getattr(torch.optim, recipe.optimizer)(groups, lr=recipe.max_lr, betas=(recipe.momentum, 0.999))
+        optimizer = getattr(torch.optim, recipe.optimizer)(groups, lr=recipe.hidden_lr, betas=(recipe.momentum, 0.999))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps, recipe))
 
 
 def one_cycle(step, steps, recipe):
-    """Return the learning rate of a step (from 0) relative to its peak: a linear rise, then a polynomial decay.
+    """Return the learning rate at a step, counted from 0, relative to the peak: linear warmup, polynomial decay.
 
     Smith and Topin 2018, "Super-Convergence"; theirs decays linearly, and PyTorch's OneCycleLR knows no exponent.
     """
@@ -329,13 +332,13 @@ def one_cycle(step, steps, recipe):
     return min((step + 1) / rise, ((steps - step) / (steps - rise + 1)) ** recipe.decay_power)
 
 
-def build_average(model, decay, scheduler):
+def build_ema(model, decay, scheduler):
     """Return the exponential moving average (EMA) of a network's weights and running statistics.
 
     A step moves it towards the weights by the fraction max(1 - decay, 10 / (10 + step)). Polyak and Juditsky 1992,
     "Acceleration of Stochastic Approximation by Averaging", take the plain mean.
     """
-    def move(averages, values, _):  # a list per data type; batch norm's count of batches is an integer
+    def move(averages, values, _):  # called per data type; num_batches_tracked is an integer
         if averages[0].is_floating_point():
             step = scheduler.last_epoch  # an int: reading AveragedModel's own count would wait for the device
             torch._foreach_lerp_(averages, values, max(1 - decay, 10 / (10 + step)))
@@ -361,12 +364,12 @@ class Training:
         self.model, self.recipe, self.train_set = model, recipe, train_set
         steps = len(train_set[0]) // recipe.batch_size * recipe.epochs
         self.optimizer, self.scheduler = build_optimizer(model, recipe, steps)
-        self.average = build_average(model, recipe.ema_decay, self.scheduler)
-        self.parts = {"model": model, "average": self.average, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        self.ema = build_ema(model, recipe.ema_decay, self.scheduler)
+        self.parts = {"model": model, "ema": self.ema, "optimizer": self.optimizer, "scheduler": self.scheduler}
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: the same random numbers on every device
         self.device = train_set[0].device.type
         self.rng = {"cuda": torch.cuda, "mps": torch.mps}.get(self.device, torch)  # its random state drives dropout
-        self.history = []  # a dict of runs.HISTORY per epoch
+        self.history = []  # a dict per epoch, with the keys runs.HISTORY
         self.best_weights = None  # the EMA's after the epoch with the lowest validation loss
 
     def state_dict(self):
@@ -391,34 +394,34 @@ def train(training, val_set, save=lambda state: None):
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         best = min(history, key=lambda row: row["val_loss"], default={"epoch": 0, "val_loss": math.inf})
         if epoch - 1 - best["epoch"] >= recipe.patience:
-            print(f"stopped early: the validation loss has not fallen since epoch {best['epoch']}", flush=True)
+            print(f"stopped early: no validation loss below that of epoch {best['epoch']}", flush=True)
             break
         start = time.perf_counter()
         lr, train_loss, train_accuracy = train_epoch(training, epoch)
-        val_loss, val_accuracy, _ = evaluate(training.average.module, *val_set)
+        val_loss, val_accuracy, _ = evaluate(training.ema.module, *val_set)
         if not math.isfinite(val_loss):
-            raise Diverged(f"epoch {epoch}: validation loss {val_loss} at learning rate {lr:.3g}: try a lower --max-lr")
+            raise Diverged(f"epoch {epoch}: validation loss {val_loss}: try a lower --hidden-lr or --other-lr")
         if val_loss < best["val_loss"]:
-            weights = training.average.module.state_dict()
+            weights = training.ema.module.state_dict()
             training.best_weights = {name: value.clone() for name, value in weights.items()}
         seconds = time.perf_counter() - start
         row = epoch, lr, train_loss, train_accuracy, val_loss, val_accuracy, seconds
         history.append(dict(zip(runs.HISTORY, row, strict=True)))
         save(training.state_dict())
         print(f"epoch {epoch:2d}: training loss {train_loss:.4f}, accuracy {train_accuracy:.2%}; validation loss "
-              f"{val_loss:.4f}, accuracy {val_accuracy:.2%}; learning rate {lr:.4f}; {seconds:.0f} s", flush=True)
+              f"{val_loss:.4f}, accuracy {val_accuracy:.2%}; hidden_lr {lr:.4f}; {seconds:.0f} s", flush=True)
     return training.best_weights
 
 
 def train_epoch(training, epoch):
     """Train for one pass in random order; images that do not fill a last batch are left out.
 
-    Returns the last learning rate of the filters, and mean loss and accuracy over the steps. Raises Diverged.
+    Returns the last learning rate of hidden convolutions, and mean loss and accuracy over the steps. Raises Diverged.
     """
-    model, recipe, rng, (images, targets) = training.model, training.recipe, training.generator, training.train_set
+    model, recipe, (images, targets) = training.model, training.recipe, training.train_set
     device, size, steps = images.device, recipe.batch_size, len(images) // recipe.batch_size
-    order = torch.randperm(len(images), generator=rng).to(device)
-    augmentation = [values.to(device) for values in sample_augmentation(len(images), recipe, epoch, rng)]
+    order = torch.randperm(len(images), generator=training.generator).to(device)
+    augmentation = [x.to(device) for x in sample_augmentation(len(images), recipe, epoch, training.generator)]
     losses, correct, rates = torch.zeros(steps, device=device), torch.zeros(steps, device=device), []
     model.train()
     for step in tqdm(range(steps), desc=f"epoch {epoch:2d}/{recipe.epochs}", leave=False, disable=None):
@@ -432,13 +435,14 @@ def train_epoch(training, epoch):
         training.optimizer.zero_grad()
         loss.backward()
         training.optimizer.step()
-        training.average.update_parameters(model)
+        training.ema.update_parameters(model)
         losses[step], correct[step] = loss.detach(), (logits.argmax(1) == targets[index]).float().mean()
         rates += training.scheduler.get_last_lr()[:1]
         training.scheduler.step()
-    for step in torch.where(~losses.isfinite())[0].tolist():  # only now: inside the loop this would wait for a GPU
+    if not losses.isfinite().all():  # only now: inside the loop, this would wait for a GPU
+        step = losses.isfinite().tolist().index(False)
         raise Diverged(f"epoch {epoch}, step {step + 1} of {steps}: the loss is {losses[step].item()} "
-                       f"at learning rate {rates[step]:.3g}: try a lower --max-lr")
+                       f"at hidden learning rate {rates[step]:.3g}: try a lower --hidden-lr or --other-lr")
     return rates[-1], losses.mean().item(), correct.mean().item()
 
 
@@ -479,17 +483,16 @@ def confident_mistakes(logits, predicted, targets):
 # --- Run ---
 
 
-def main(script, argv=None):
+def main(recipe, argv=None):
     """Run a recipe with flags; exit with 2 for wrong flags, 1 for a failed run, 130 for Ctrl-C, 143 for SIGTERM."""
-    if runs.is_loading:  # a script without the line `if __name__ == "__main__":` that somebody imports
+    if runs.is_loading:  # a script that lacks `if __name__ == "__main__":` is being imported
         return
-    with cli.exit_on_error(f"{script.variant}.py"):
-        recipe, options = cli.parse_args(script, argv)
-        run(recipe, options)
+    with cli.exit_on_error(f"{recipe.variant}.py"):
+        run(*cli.parse_args(recipe, argv))
 
 
 def run(recipe, options):
-    """Train by a recipe, choose the epoch by validation, test once, save and publish the run. Raises RunError."""
+    """Train by a recipe, choose the epoch by validation, test once, and save the run. Raises RunError."""
     with files.run_folder(options.output_dir / options.run) as staging:
         train_set, val_set = load_splits(recipe, options)
         torch.manual_seed(options.seed)
@@ -521,7 +524,7 @@ def run(recipe, options):
                 "epochs": len(history), "best_epoch": min(history, key=lambda row: row["val_loss"])["epoch"],
                 "stopped_early": len(history) < recipe.epochs,
                 "seconds": round(seconds + time.perf_counter() - start, 1), "history": history}
-        if not diverged or options.run != recipe.variant:  # if a script diverges, its last results stay
+        if not diverged or options.run != recipe.variant:  # if bn.py diverges, results/bn stays
             runs.save(metrics, tensors, staging, options)
         checkpoint.path.unlink(missing_ok=True)  # last, so that a run killed before can resume
         if diverged:
@@ -532,6 +535,6 @@ def run(recipe, options):
 
 
 def load_model(folder):
-    """Return the network of a run, as "results/bn", with its saved weights, in evaluation mode. Raises RunError."""
+    """Return the network saved in a run's folder, such as "results/bn", in evaluation mode. Raises RunError."""
     folder = Path(folder) if Path(folder).exists() else files.ROOT / folder
     return runs.load_weights(build_model(runs.recipe_of(runs.read(folder))), folder).eval()

@@ -4,13 +4,15 @@ The C channels of activations x (N, C, H, W) are split into G groups of adjacent
 (N, G, C/G, H, W). Mean and variance are computed over the axes (C/G, H, W): N*G of each. Then every channel gets a
 learned weight and bias: 2*C parameters, as in batch normalization.
 
-It removes the scale and the offset of each group in each image: multiplying all activations of an image by one factor
-does not change the output. It keeps how channels and positions within a group differ.
+It removes the scale and the offset of each group in each image: multiplying all activations of a group in one image by
+the same positive factor does not change the output. Differences between the channels and positions within a group
+remain, divided by the standard deviation.
 
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization. Training and evaluation do
 the same: no image affects another, no running averages are needed, and a batch may be a single image. The noise of
-batch normalization is missing, too, so the course notes add dropout as a regularizer: in training, some channels of
-each image are set to zero, and the others are scaled up in return. results/studies.md shows the effect of dropout.
+batch normalization is missing, too, so the course notes of the assignment add dropout as a regularizer: in training,
+each channel of an image is set to zero with some probability, and the others are scaled up, so that the expected value
+stays the same. Its effect: results/studies.md.
 
 Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
 Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.
@@ -23,7 +25,7 @@ from common import Recipe, main
 
 
 def by_hand(x, groups):
-    """Return x (N, C, H, W), normalized; nn.GroupNorm then applies weight and bias."""
+    """Return x (N, C, H, W), normalized as nn.GroupNorm does before its weight and bias."""
     grouped = x.unflatten(1, (groups, -1))  # (N, G, C/G, H, W)
     mean = grouped.mean((2, 3, 4), keepdim=True)  # (N, G, 1, 1, 1)
     variance = grouped.var((2, 3, 4), correction=0, keepdim=True)  # (N, G, 1, 1, 1)

@@ -1,11 +1,12 @@
 """Layer normalization: a mean and a variance per image, over all channels and positions.
 
 For activations x of shape (N, C, H, W), they are computed over the axes (C, H, W): one mean and one variance per image,
-N of each, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. PyTorch calls that a
-group normalization with one group.
+N of each, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. In PyTorch,
+it is nn.GroupNorm(1, C).
 
-It removes the scale and the offset of each image. It keeps how channels and positions within an image differ. That
-includes differences between channels that are the same in all images; batch normalization removes these.
+It removes the scale and the offset of each image. Differences between channels and positions within an image remain,
+divided by the standard deviation. If one channel has a larger mean than another in every image, that difference stays;
+batch normalization removes it.
 
 Training and evaluation do the same: no image affects another, and no running averages are needed. Channels do affect
 each other: one with large activations makes all the others smaller.
@@ -24,7 +25,7 @@ from common import Recipe, main
 
 
 def by_hand(x):
-    """Return x (N, C, H, W), normalized; nn.GroupNorm(1, C) then applies weight and bias."""
+    """Return x (N, C, H, W), normalized as nn.GroupNorm(1, C) does before its weight and bias."""
     mean = x.mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
     variance = x.var((1, 2, 3), correction=0, keepdim=True)  # (N, 1, 1, 1)
     return (x - mean) / (variance + 1e-5).sqrt()

@@ -54,12 +54,12 @@ def make_training(recipe, images=64):
     ("bn --train-images 127", "at least the batch size (128), got 127"),
     ("gn --dropout nan", "dropout must be in [0, 1), got nan"),
     ("gn --dropout-after P1", "out of C1 C2 c3 C4 C5 C6 c7 C8 C9 C10, got 'P1'"),
-    ("gn --groups 3", "the normalization of gn.py cannot be used: ValueError: num_channels"),
+    ("gn --groups 3", "the network of gn.py cannot be used: ValueError: num_channels"),
     ("gn --groups all", "groups must be a positive integer or 'channels', got 'all'"),
     ("bn --widths 16,16", "widths must be 10 positive integers, got (16, 16)"),
     ("bn --widths 16,x", "--widths: invalid integers value: '16,x'"),
     ("bn --widths 2000,16,16,16,16,16,16,16,16,16", "fewer than 50,000 parameters, got"),
-    ("bn --max-lr inf", "max_lr must be in (0, inf), got inf"),
+    ("bn --hidden-lr inf", "hidden_lr must be in (0, inf), got inf"),
     ("bn --seed -1", "--seed must be 0 or more"),
     ("bn --device meta", "no device 'meta' here"),
     ("my-norm", "as in my_norm.py"),
@@ -85,9 +85,9 @@ def test_wrong_arguments_end_with_status_2_and_leave_nothing(world, capsys, comm
 def test_a_recipe_refuses_wrong_values_but_takes_ints_for_floats_and_a_list_for_widths(values, words):
     with pytest.raises(common.RecipeError, match=words):
         common.Recipe("mine.py", nn.BatchNorm2d, **values)
-    lazy = common.Recipe("mine.py", nn.BatchNorm2d, dropout=0, max_lr=1, widths=[8] * 10)
-    assert lazy == common.Recipe("mine.py", nn.BatchNorm2d, dropout=0.0, max_lr=1.0, widths=(8,) * 10)
-    assert [type(value) for value in (lazy.dropout, lazy.max_lr, lazy.widths)] == [float, float, tuple]
+    lazy = common.Recipe("mine.py", nn.BatchNorm2d, dropout=0, hidden_lr=1, widths=[8] * 10)
+    assert lazy == common.Recipe("mine.py", nn.BatchNorm2d, dropout=0.0, hidden_lr=1.0, widths=(8,) * 10)
+    assert [type(value) for value in (lazy.dropout, lazy.hidden_lr, lazy.widths)] == [float, float, tuple]
 
 
 @pytest.mark.parametrize("variant", SCRIPTS)
@@ -98,7 +98,7 @@ def test_every_field_is_a_flag_that_reaches_the_recipe_and_whose_default_can_be_
     text = " ".join(capsys.readouterr().out.split())
     for field in cli.options_of(script):
         value, flag = getattr(script, field.name), "--" + field.name.replace("_", "-")
-        shown = re.search(rf"{flag}[ ,].*?\(default: (.*?)\)", text)
+        shown = re.search(rf"{flag}[ ,].*?\((?:in .*?, )?default: (.*?)\)", text)
         assert bool(shown) == (value is not None)
         if isinstance(value, bool):
             typed.append(flag if shown[1] == "True" else f"--no-{flag[2:]}")
@@ -115,7 +115,7 @@ def test_every_field_is_a_flag_that_reaches_the_recipe_and_whose_default_can_be_
     ("--no-norm --groups channels", "gn-no-norm-groups=channels"),
     ("--no-flip --no-test", "gn-flip=False-no-test"),
     ("--widths 16,16,32,16,16,16,24,16,16,16", "gn-widths=16+16+32+16+16+16+24+16+16+16"),
-    ("--aux-lr 1e38", "gn-aux_lr=1e+38"),
+    ("--other-lr 1e38", "gn-other_lr=1e+38"),
 ])
 def test_run_names(flags, name):
     assert cli.parse_args(gn.RECIPE, flags.split())[1].run == name
@@ -123,11 +123,12 @@ def test_run_names(flags, name):
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_another_optimizer_brings_its_own_learning_rates_and_explicit_ones_win(name):
-    recipe, typed = (cli.parse_args(gn.RECIPE, ["--optimizer", name, *flags])[0] for flags in ([], ["--max-lr", "0.7"]))
-    max_lr, *rest = common.OPTIMIZERS[name]
-    assert [recipe.max_lr, recipe.aux_lr, recipe.weight_decay] == [max_lr, *rest] and max_lr != gn.RECIPE.max_lr
-    assert [typed.max_lr, typed.aux_lr, typed.weight_decay] == [0.7, *rest]
-    assert common.Recipe("mine.py", None, optimizer=name, aux_lr=1).replace(epochs=3).aux_lr == 1.0
+    flags = ["--optimizer", name]
+    recipe, typed = (cli.parse_args(gn.RECIPE, flags + more)[0] for more in ([], ["--hidden-lr", "0.7"]))
+    lr, *rest = common.OPTIMIZERS[name]
+    assert [recipe.hidden_lr, recipe.other_lr, recipe.weight_decay] == [lr, *rest] and lr != gn.RECIPE.hidden_lr
+    assert [typed.hidden_lr, typed.other_lr, typed.weight_decay] == [0.7, *rest]
+    assert common.Recipe("mine.py", None, optimizer=name, other_lr=1).replace(epochs=3).other_lr == 1.0
     training, data = make_training(replace(recipe, batch_size=8, epochs=3), images=128)
     common.train(training, data)
     losses = [row["train_loss"] for row in training.history]
@@ -195,7 +196,7 @@ def test_any_positive_widths_build_and_train():
             training, data = make_training(replace(script, widths=widths, batch_size=32, epochs=1))
             before = training.model.C5.conv.weight.detach().clone()
             weights = common.train(training, data)
-            assert [weights[f"{name}.conv.weight"].shape[0] for name in common.CONVOLUTIONS] == list(widths)
+            assert [weights[f"{name}.conv.weight"].shape[0] for name in common.HIDDEN] == list(widths)
             assert not torch.equal(training.model.C5.conv.weight, before)
 
 
@@ -290,7 +291,7 @@ class RunningScale(nn.Module):
 @pytest.mark.parametrize("norm", [
     weight_norm, RunningScale, functools.partial(nn.BatchNorm2d, track_running_stats=False), None], ids=range(4))
 def test_any_norm_trains_resumes_to_the_same_bits_and_can_be_loaded(unplotted, monkeypatch, norm):
-    recipe = replace(bn.RECIPE, norm=norm, widths=(16,) * 10, max_lr=0.01, aux_lr=0.1, epochs=2, batch_size=64)
+    recipe = replace(bn.RECIPE, norm=norm, widths=(16,) * 10, hidden_lr=0.01, other_lr=0.1, epochs=2, batch_size=64)
     monkeypatch.setattr(bn, "RECIPE", recipe)
     assert run(recipe) == 0
     uninterrupted = what_is_left(unplotted, "bn")
@@ -321,7 +322,7 @@ def test_the_learning_rate_rises_linearly_then_decays_and_is_never_zero(steps, w
 def test_muon_turns_filters_by_the_learning_rate_and_leaves_the_rest_to_sgd(norm):
     def step_by(name):
         torch.manual_seed(0)
-        recipe = replace(bn.RECIPE, norm=norm, optimizer=name, max_lr=0.1, warmup_fraction=0.5)
+        recipe = replace(bn.RECIPE, norm=norm, optimizer=name, hidden_lr=0.1, warmup_fraction=0.5)
         model = common.build_model(recipe)
         before = [p.detach().clone() for p in model.parameters()]
         for parameter in model.parameters():
@@ -359,7 +360,7 @@ def test_the_moving_average_equals_a_plain_loop_also_after_resuming():
     def make():
         model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
         scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD(model.parameters()), lambda step: 1.0)
-        return model, scheduler, common.build_average(model, 0.97, scheduler)
+        return model, scheduler, common.build_ema(model, 0.97, scheduler)
 
     torch.manual_seed(0)
     parts = make()
@@ -417,8 +418,8 @@ def train_on_fake_gpu(recipe):
         common.mean_and_std(images.device)  # made once per process
         patch.setattr(torch.optim.swa_utils, "deepcopy", lambda model: average)  # which needs values
         training = common.Training(network, recipe, (images, targets), seed=0)
-        del training.average.n_averaged  # a count on the CPU, whose value is read
-        training.average.n_averaged = MagicMock(__gt__=lambda count, zero: True, __iadd__=lambda count, one: count)
+        del training.ema.n_averaged  # a count on the CPU, whose value is read
+        training.ema.n_averaged = MagicMock(__gt__=lambda count, zero: True, __iadd__=lambda count, one: count)
         patch.setattr(torch.Tensor, "backward", backward)
         patch.setattr(common, "tqdm", steps)
         try:
@@ -447,7 +448,7 @@ def test_a_step_that_waits_for_a_gpu_is_found(monkeypatch, wait):
 
 @pytest.mark.parametrize("variant", SCRIPTS)
 def test_bfloat16_changes_results_a_little_and_weights_stay_float32(monkeypatch, variant):
-    logits, recipe = [], replace(SCRIPTS[variant], dropout=0.0, max_lr=0.01, batch_size=16)
+    logits, recipe = [], replace(SCRIPTS[variant], dropout=0.0, hidden_lr=0.01, batch_size=16)
     for precision in ("float32", "bfloat16"):
         monkeypatch.setattr(common, "precision", lambda device, precision=precision: precision)
         training, data = make_training(recipe)
@@ -462,7 +463,7 @@ def test_bfloat16_changes_results_a_little_and_weights_stay_float32(monkeypatch,
 @pytest.mark.parametrize("variant", SCRIPTS)
 def test_a_network_overfits_64_images(variant):
     training, data = make_training(replace(SCRIPTS[variant], dropout=0.0, translate=0, flip=False, cutout=0,
-                                           batch_size=8, aux_lr=0.1, epochs=12))
+                                           batch_size=8, other_lr=0.1, epochs=12))
     training.model.load_state_dict(common.train(training, data))
     assert common.evaluate(training.model, *data)[1] > 0.95
 
@@ -471,10 +472,10 @@ def test_training_stops_when_the_loss_no_longer_falls_and_returns_the_best_weigh
     losses, evaluate, seen = iter([3.0, 3.1, 2.9, 3.0, 3.0, 1.0, 2.0, 2.0, 2.0, 0.5]), common.evaluate, []
     monkeypatch.setattr(common, "evaluate", lambda *args: (next(losses), *evaluate(*args)[1:]))
     training, data = make_training(replace(bn.RECIPE, patience=3, batch_size=32), images=32)
-    best = common.train(training, data, lambda state: seen.append(state["average"]["module.C1.conv.weight"].clone()))
+    best = common.train(training, data, lambda state: seen.append(state["ema"]["module.C1.conv.weight"].clone()))
     assert [row["epoch"] for row in training.history] == list(range(1, 10))
     assert torch.equal(best["C1.conv.weight"], seen[5]) and not torch.equal(seen[5], seen[8])
-    assert "has not fallen since epoch 6" in capsys.readouterr().out
+    assert "no validation loss below that of epoch 6" in capsys.readouterr().out
 
 
 def test_the_test_set_is_evaluated_once_after_training(world, monkeypatch):
@@ -546,18 +547,18 @@ def test_saved_files_history_and_predictions_agree_with_the_metrics(trained, var
 def test_metrics_only_leaves_one_file_in_the_output_folder_also_of_a_diverged_or_stopped_run(world, capsys):
     folder, name = world.folder / "elsewhere" / "some", "bn-batch_size=32-{}-no-test.json"
     flags = ["--no-test", "--metrics-only", "--batch-size", "32", "--output-dir", str(folder)]
-    assert run(bn.RECIPE, *flags, *"--max-lr 1e-30 --aux-lr 1e-30 --momentum 0.1 --patience 1".split()) == 0
-    assert run(bn.RECIPE, *flags, "--aux-lr", "1e38") == 1
+    assert run(bn.RECIPE, *flags, *"--hidden-lr 1e-30 --other-lr 1e-30 --momentum 0.1 --patience 1".split()) == 0
+    assert run(bn.RECIPE, *flags, "--other-lr", "1e38") == 1
     message = capsys.readouterr().err
-    assert all(words in message for words in ("epoch", "learning rate", "--max-lr")) and message.count("\n") == 1
+    assert all(words in message for words in ("epoch", "learning rate", "--hidden-lr")) and message.count("\n") == 1
     saved = {path.name: json.loads(path.read_text()) for path in folder.glob("[!.]*")}
-    diverged = saved.pop(name.format("aux_lr=1e+38"))
+    diverged = saved.pop(name.format("other_lr=1e+38"))
     assert diverged["diverged"] is True and diverged["val_loss"] is diverged["best_epoch"] is None
-    stopped = saved.pop(name.format("max_lr=1e-30-aux_lr=1e-30-momentum=0.1-patience=1"))
+    stopped = saved.pop(name.format("hidden_lr=1e-30-other_lr=1e-30-momentum=0.1-patience=1"))
     assert stopped["stopped_early"] and stopped["epochs"] == stopped["best_epoch"] + 1 < 20
     assert stopped["test_accuracy"] is None and stopped["val_loss"] > 0
     put(world.results / "bn", {"metrics.json": b"{}"})  # what diverges as it is does not replace a published run
-    assert run(replace(bn.RECIPE, aux_lr=1e38, batch_size=32)) == 1
+    assert run(replace(bn.RECIPE, other_lr=1e38, batch_size=32)) == 1
     assert [path.name for path in world.results.glob("bn/*")] == ["metrics.json"]
     assert run(bn.RECIPE, "--output-dir", str(world.results / "bn")) == 2
     assert "--output-dir must not be the folder of a run, got" in capsys.readouterr().err
@@ -719,13 +720,13 @@ def test_a_network_that_cannot_be_loaded_is_named(copied, monkeypatch):
     for name in ("bn", "nowhere"):
         with pytest.raises(common.RunError, match=f"cannot read .*{name}.*must be run again"):
             common.load_model(copied.results / name)
-    convolution = common.convolution
+    conv_block = common.conv_block
 
     def biased(*args):
-        layers = convolution(*args)
+        layers = conv_block(*args)
         layers.conv.bias = nn.Parameter(torch.zeros(len(layers.conv.weight)))
         return layers
 
-    monkeypatch.setattr(common, "convolution", biased)
+    monkeypatch.setattr(common, "conv_block", biased)
     with pytest.raises(common.RunError, match="of another network than"):
         common.load_model(copied.results / "ln")

@@ -1,13 +1,15 @@
 """How many groups, from layer to instance normalization.
 
-Group normalization with one group is layer normalization, with a group for each channel instance normalization. Wu and
-He 2018, "Group Normalization", found 32 groups best among fixed numbers of groups, and 16 channels best among fixed
-sizes of groups, for a large network on ImageNet; both ends of the family were worse. Instance normalization (Ulyanov et
-al. 2016) removes each channel's mean over the image. Global average pooling reads these means, so information is lost.
+With one group, group normalization is layer normalization (ln.py differs in rounding alone); with one group per
+channel, it is instance normalization. For a large network on ImageNet, Wu and He 2018, "Group Normalization", found 32
+groups best among fixed numbers of groups, and 16 channels best among fixed sizes of groups; one group and one channel
+per group were worse. Instance normalization (Ulyanov et al. 2016) removes each channel's mean over the image. Global
+average pooling uses channel means, so information may be lost.
 
 A network without normalization is shown next to them. Its filters start with variance 1 / fan_in (LeCun et al. 1998,
-"Efficient BackProp") and may change their Frobenius norm, which the optimizer keeps constant where normalization
-follows. Three pairs of learning rates are tried: those of the scripts, half and twice as high.
+"Efficient BackProp"). With normalization, the optimizer rescales the weights of each convolution, all filters together,
+to their initial Frobenius norm after each step; without normalization, it does not rescale. The network without
+normalization is trained with three settings of the learning rates: those of the scripts, half and twice as high.
 """
 
 import statistics
@@ -20,10 +22,10 @@ from support.plots import mean_and_sd
 GROUPS = {1: "1", 2: "2", 4: "4", 8: "8", "channels": "one per channel"}
 REFERENCES = {  # line -> x -> flags of bn.py
     "bn": {None: ""},
-    NO_NORM: {"half": " --no-norm --max-lr 0.015 --aux-lr 0.15", "usual": " --no-norm",
-              "double": " --no-norm --max-lr 0.06 --aux-lr 0.6"},
+    NO_NORM: {"half": " --no-norm --hidden-lr 0.015 --other-lr 0.15", "usual": " --no-norm",
+              "double": " --no-norm --hidden-lr 0.06 --other-lr 0.6"},
 }
-SETTING = ("10,000 training images, 10 epochs, 3 seeds, no dropout; bands: one standard deviation;\n"
+SETTING = (f"10,000 training images, 10 epochs, {len(SEEDS)} seeds, no dropout; bands: one standard deviation;\n"
            "dashed: networks without groups, the one without normalization at its best learning rates")
 
 
@@ -49,9 +51,9 @@ def findings(results):
     _, tests = compared(results)
     instance, none, batch = tests["gn", "channels"], tests[NO_NORM, best_without(results)], tests["bn", None]
     return [
-        ("Without normalization, at the best of three pairs of learning rates, accuracy does not differ "
-         "significantly from that with group normalization; with batch normalization, it is "
-         f"{batch.size()} percentage points higher.",
+        ("The network without normalization, with the best of three settings of its learning rates, does not differ "
+         "significantly in validation accuracy from that with group normalization (4 groups). Batch normalization is "
+         f"{batch.size()} percentage points above group normalization.",
          not none.significant and batch.significant and batch.estimate > 0),
         ("With 1, 2 or 8 groups, accuracy does not differ significantly from that with 4.",
          not any(tests["gn", groups].significant for groups in (1, 2, 8))),
@@ -63,8 +65,7 @@ def findings(results):
 def table(results):
     cells, tests = compared(results)
     names = {("gn", groups): f"{label} group{'s' * (groups != 1)}" for groups, label in GROUPS.items()}
-    names |= {("bn", None): LABELS["bn"]} | {
-        (NO_NORM, x): f"{LABELS[NO_NORM]}, {x} learning rates" for x in REFERENCES[NO_NORM]}
+    names |= {(NO_NORM, x): f"no norm, {x} learning rates" for x in REFERENCES[NO_NORM]} | {("bn", None): LABELS["bn"]}
     rows = [[names[key].replace("channel groups", "channel"), bold_if(key in tests and tests[key].significant,
              mean_and_sd(values)), tests[key].text() if key in tests else ""] for key, values in cells.items()]
     return (markdown(["normalization", "validation accuracy, %", "difference from 4 groups"], rows, "---:") +
@@ -78,6 +79,6 @@ def plot(results):
         plot_line(ax, line, [0, len(GROUPS) - 1], 2 * [accuracies(results[line, x])], linestyle="--")
     labels = GROUPS | {1: "1\n(layer norm)", "channels": "one per channel\n(instance norm)"}
     ax.set_xticks(range(len(GROUPS)), labels.values())
-    ax.set(xlabel="groups of channels", ylabel="validation accuracy, %")
+    ax.set(xlabel="number of groups", ylabel="validation accuracy, %")
     ax.legend()
     return fig

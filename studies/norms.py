@@ -2,11 +2,15 @@
 
 Each normalization subtracts from activations (N, C, H, W) the mean of a set of them, and divides by their standard
 deviation; they differ in the set (Wu and He 2018, "Group Normalization", figure 2). For batch normalization, the set is
-one channel in all images of the batch, so each channel leaves it with mean 0 and standard deviation 1. For group and
-layer normalization, it is several channels of one image: together, those have mean 0 and standard deviation 1.
+one channel in all images of the batch, so after it, each channel has mean 0 and standard deviation 1. For group and
+layer normalization, it is several or all channels of one image: together, those have mean 0 and standard deviation 1.
+For instance normalization, which is shown in the table below, it is one channel of one image.
 
-A normalization cancels any factor that a whole set shares (Ba et al. 2016, "Layer Normalization", table 1). Batch
-normalization cancels a factor of a single filter, group normalization one of all filters of a group or of an image.
+If all values of a set are multiplied by the same positive factor, the output does not change (Ba et al. 2016, "Layer
+Normalization", table 1). If a filter is multiplied by a factor, so is its output channel. So batch normalization is
+invariant to the scale of each filter, group normalization to a common scale of the filters of a group, and layer
+normalization only to a common scale of all filters of the layer. Group and layer normalization are also invariant to
+the scale of an image.
 """
 
 import numpy
@@ -20,9 +24,9 @@ from support import cifar10, files, plots, runs
 
 LAYER, CHANNELS, IMAGES, BINS, FACTOR = "C5", 8, 128, 100, 10
 CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
-SETTING = (f"trained networks of seed 0, {IMAGES} validation images; left: elements of N images and C channels that "
-           "share a mean and a variance;\nmiddle and right: histograms of the first "
-           f"{CHANNELS} of the channels of {LAYER}, a line each, in training mode, without the learned weight and bias")
+SETTING = (f"trained networks of seed 0, {IMAGES} validation images; left: elements that share a mean and a variance;\n"
+           f"middle and right: histograms of the first {CHANNELS} channels of {LAYER} (group norm: one group),\n"
+           "one line per channel, in training mode, before the learned weight and bias")
 CHANGES = {"filter": "one filter × 10 (mean over filters)", "filters": "all filters × 10",
            "image": "one image × 10: its own output", "others": "one image × 10: output of the other images"}
 
@@ -44,7 +48,7 @@ def histograms(values):
 
 
 def changes(norm, x):
-    """Return how much scaling x (N, C, H, W) by FACTOR changes norm(x): RMS of the change relative to its own."""
+    """Return how much scaling x (N, C, H, W) by FACTOR changes norm(x): RMS of the change / RMS of norm(x)."""
     def change(scaled, seen=slice(None)):
         before, after = norm(x)[seen], norm(scaled)[seen]
         return ((after - before).square().mean() / before.square().mean()).sqrt().item()
@@ -75,7 +79,7 @@ def measure():
 
 
 def shared_statistics(variant):
-    """Return on which elements of a cube the output at the first depends, bool (N, C, H*W); None if it cannot run."""
+    """Return a mask of the inputs that the first output element depends on, bool (N, C, H*W); None if it cannot run."""
     x = torch.randn(*CUBE, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
     try:
         recipe = runs.load_script(variant)
@@ -103,7 +107,7 @@ def value_range(values):
 
 def plot(results):
     shown = [variant for variant in runs.variants() if variant in results]
-    fig = plots.new_figure(9, 7.6 * len(shown) / 3)
+    fig = plots.new_figure(9, 8.4 * len(shown) / 3)
     for row, variant in enumerate(shown):
         if (shared := shared_statistics(variant)) is not None:
             cube = fig.add_subplot(len(shown), 3, 3 * row + 1, projection="3d")
@@ -117,8 +121,9 @@ def plot(results):
                 ax.stairs(counts, edges, color=color)
             ends = [mean + sign * 4 * deviation for sign in (-1, 1) for part in ("before", "after") for mean, deviation
                     in zip(results[variant][part]["means"], results[variant][part]["deviations"], strict=True)]
-            ax.set(yticks=[], xlim=(min(ends), max(ends)), xlabel="activation" if row == len(shown) - 1 else "")
-            ax.set_title(f"{name} normalization: means {value_range(values['means'])},\n"
+            ax.set(yticks=[], xlim=(min(ends), max(ends)), ylabel="frequency",
+                   xlabel=("input" if name == "before" else "output") + " of the normalization")
+            ax.set_title(f"channel means {value_range(values['means'])},\n"
                          f"standard deviations {value_range(values['deviations'])}", fontsize=9)
     return fig
 
@@ -128,15 +133,16 @@ def findings(results):
     apart = {variant: max(values) - min(values) for variant, values in means.items()}
     bn, gn, ln, instance = (results[name]["changes"] for name in ("bn", "gn", "ln", "in"))
     return [
-        ("In training, batch normalization gives each channel a mean of 0. Group and layer normalization do not: the "
-         f"means of single channels differ by up to {apart['gn']:.2f} and {apart['ln']:.2f} standard deviations.",
+        ("In training, batch normalization gives each channel a mean of 0, before the learned bias. Group and layer "
+         f"normalization do not: the means of {CHANNELS} channels of {LAYER} differ by up to {apart['gn']:.2f} "
+         f"(group) and {apart['ln']:.2f} (layer), in units of the standard deviation of a whole group or layer.",
          max(map(abs, means["bn"])) < 0.01 and min(apart["gn"], apart["ln"]) > 0.3),
-        ("All four normalizations cancel a factor that all filters of a layer share, but only batch and instance "
-         "normalization that of a single filter.",
+        ("In training, all four normalizations (instance normalization included) are invariant to a common scale of "
+         "all filters of a layer, but only batch and instance normalization to the scale of a single filter.",
          all(values["filters"] < 0.01 for values in (bn, gn, ln, instance)) and
          max(bn["filter"], instance["filter"]) < 0.01 < 0.1 < min(gn["filter"], ln["filter"])),
-        ("Group, layer and instance normalization cancel a factor of one whole image. Batch normalization does not in "
-         "training: there, that image changes the outputs for the others.",
+        ("Group, layer and instance normalization are invariant to the scale of an image. Batch normalization is not; "
+         "in training, scaling one image also changes the outputs for the others.",
          max(values[key] for values in (gn, ln, instance) for key in ("image", "others")) < 0.01 and
          min(bn["image"], bn["others"]) > 0.1),
     ]

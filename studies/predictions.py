@@ -1,14 +1,14 @@
 """Which normalization is best on the test images.
 
 A difference of a few tenths of a percentage point can come from the seeds, or from the choice of 10,000 images. The
-intervals cover both; those of ensembles cover the images alone. Variants are compared on the same images: those that
-both get right, or both wrong, do not affect the difference. The recipe was developed mostly with batch normalization
-(results/tried.md), which may favor it.
+intervals account for both; those of ensembles for the images alone. Variants are compared on the same images: those
+that both get right, or both wrong, do not affect the difference. The recipe was developed mostly with batch
+normalization (results/tried.md), which may favor it.
 
-The expected calibration error is the difference of mean confidence and accuracy in 15 bins of confidence, weighted by
-the number of images (Guo et al. 2017, "On Calibration of Modern Neural Networks"). An ensemble averages the
-probabilities of several networks, which helps the more, the more they disagree (Dietterich 2000, "Ensemble Methods in
-Machine Learning").
+The expected calibration error is the mean absolute difference between confidence and accuracy over 15 bins of
+confidence, weighted by the number of images in each (Guo et al. 2017, "On Calibration of Modern Neural Networks"). An
+ensemble averages the probabilities of several networks, which helps more if they disagree more (Dietterich 2000,
+"Ensemble Methods in Machine Learning").
 """
 
 import itertools
@@ -23,8 +23,8 @@ from support import files, runs
 from support.plots import percent
 
 BINS = 15  # of confidence, of equal width
-SETTING = ("3 seeds, 10,000 test images; t-tests on paired differences per image, with the variance over seeds pooled "
-           "over the normalizations")
+SETTING = ("3 seeds, 10,000 test images, intervals over both; those of ensembles over images;\n"
+           "the variance over seeds is pooled over the normalizations")
 
 
 def calibration_error(probabilities, targets):
@@ -35,30 +35,30 @@ def calibration_error(probabilities, targets):
 
 
 def variances(correct):
-    """Return the variance of accuracy over seeds, the part of it that single answers explain, and degrees of freedom.
+    """Return the variance of accuracy over seeds, the part of it that the finite number of images explains, and its df.
 
-    `correct` has a float tensor (seeds, N) for each variant: a two-way table without repetition. Pooled over variants.
+    `correct` has a float tensor (seeds, N) per variant: a two-way layout without replication. Pooled over variants.
     """
-    total, answers, freedom = [0.0], [0.0], 0
+    total, answers, df = [0.0], [0.0], 0
     for values in (values for values in correct if len(values) > 1):
         (seeds, count), means = values.shape, values.mean(1, keepdim=True)
         rest = values - values.mean(0) - means + values.mean()
         total.append(means.var().item())
         answers.append((rest.square().sum() / ((seeds - 1) * (count - 1) * count)).item())
-        freedom += seeds - 1
-    return sum(total) / max(1, len(total) - 1), sum(answers) / max(1, len(answers) - 1), freedom
+        df += seeds - 1
+    return sum(total) / max(1, len(total) - 1), sum(answers) / max(1, len(answers) - 1), df
 
 
 def interval(by_image, seeds=(0.0, 0.0, 0), weight=0.0):
-    """Return the mean of values per image (N,), in percent, as a Difference from 0.
+    """Return the mean of values per image (N,), in percent, as an Estimate.
 
-    `seeds` are variances(), of which `weight` times the first minus the second is added. Degrees of freedom by
+    `seeds` are variances(); weight * (the first - the second) is added to the variance over images. Degrees of freedom:
     Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance Components".
     """
-    total, answers, freedom = seeds
+    total, answers, df = seeds
     variance = (by_image.var() / len(by_image)).item() + weight * max(0.0, total - answers)
-    freedom = freedom * (variance / (weight * total)) ** 2 if weight * total else math.inf
-    return stats.from_error(100 * by_image.mean().item(), 100 * variance**0.5, freedom)
+    df = df * (variance / (weight * total)) ** 2 if weight * total else math.inf
+    return stats.from_error(100 * by_image.mean().item(), 100 * variance**0.5, df)
 
 
 def measure():
@@ -95,7 +95,7 @@ def measure():
 
 
 def findings(results):
-    group, layer = (stats.Difference(*results["difference"][pair]) for pair in ("bn gn", "bn ln"))
+    group, layer = (stats.Estimate(*results["difference"][pair]) for pair in ("bn gn", "bn ln"))
     apart = {tuple(pair.split()): value for pair, value in results["disagreement"].items()}
     same, other = ([value for (a, b), value in apart.items() if (a == b) == equal] for equal in (True, False))
     if None in same:
@@ -112,23 +112,23 @@ def findings(results):
          min(group.estimate, layer.estimate) > 0 and group.significant and layer.significant),
         (f"Two networks with different normalizations predict different classes for {span(other)} % of the test "
          f"images, two seeds of one normalization for {span(same)} %.", min(other) > min(same)),
-        (f"An ensemble of the seeds of one normalization is {span(gain)} percentage points more accurate than its "
-         "networks.", min(gain) > 0.01),
-        (f"The networks are well calibrated: the expected calibration error is {span(errors)} %.", max(errors) < 0.02),
+        (f"An ensemble of all networks of one normalization is {span(gain)} percentage points more accurate than its "
+         "members on average.", min(gain) > 0.01),
+        (f"Single networks are well calibrated: expected calibration error {span(errors)} %.", max(errors) < 0.02),
     ]
 
 
 def table(results):
-    rows = [[LABELS.get(name, name), stats.Difference(*values).size(), percent(results["calibration"][name]),
-             percent([results["disagreement"][f"{name} {name}"]]), stats.Difference(*results["ensemble"][name]).size()]
+    rows = [[LABELS.get(name, name), stats.Estimate(*values).size(), percent(results["calibration"][name]),
+             percent([results["disagreement"][f"{name} {name}"]]), stats.Estimate(*results["ensemble"][name]).size()]
             for name, values in results["accuracy"].items()]
-    rows += [[name, "", "", "", stats.Difference(*values).size()] for name, values in results["ensemble"].items()
+    rows += [[name, "", "", "", stats.Estimate(*values).size()] for name, values in results["ensemble"].items()
              if name not in results["accuracy"]]
     head = ["", "test accuracy, %", "expected calibration error, %", "two seeds predict different classes, %",
-            "ensemble of the seeds, test accuracy, %"]
+            "ensemble, test accuracy, %"]
     pairs = []
     for pair, values in results["difference"].items():
-        test = stats.Difference(*values)
+        test = stats.Estimate(*values)
         names = " - ".join(LABELS.get(name, name) for name in pair.split())
         pairs.append([names, bold_if(test.significant, test.text()), f"{test.p:.2g}",
                       percent([results["disagreement"][pair]])])

@@ -1,4 +1,4 @@
-"""Run a study, or train the scripts with several seeds: `python -m studies.run NAME`."""
+"""Run a study, or train with several seeds: `python -m studies.run NAME`."""
 
 import argparse
 import importlib
@@ -14,7 +14,7 @@ STUDIES = [importlib.import_module(f"studies.{name}") for name in NAMES]
 
 
 def train_seeds(options):
-    """Train the scripts with options.seeds, except for current runs: of today's code, trained in this copy."""
+    """Train the scripts with options.seeds, but skip runs made with the present code in this clone."""
     precision = common.precision(machine.find_device("auto"))
     folders = {f"{variant}.py --seed {seed}": files.RESULTS / f"{variant}{f'-seed={seed}' if seed else ''}"
                for seed in options.seeds for variant in runs.variants()}
@@ -37,17 +37,19 @@ def run_study(module, options):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m studies.run", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("name", choices=["seeds", "quick", *NAMES], help="what to run; quick: the first three studies")
+    parser.add_argument("study", type=lambda name: name.replace("_", "-"),
+                        choices=["seeds", "quick", *(name.replace("_", "-") for name in NAMES)], help="quick: norms, "
+                        "signals and predictions; seeds: train each variant that has no current run, per seed")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU, one)")
     parser.add_argument("--list", action="store_true",
                         help="print the command of each missing run, one per line, and run nothing")
-    parser.add_argument("--seeds", type=int, nargs="+", default=study.SEEDS, help="used by `seeds` (default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="seeds of `seeds` (default: 0 1 2)")
     options = parser.parse_args(argv)
-    with cli.exit_on_error(options.name):
-        if options.name == "seeds":
+    with cli.exit_on_error(options.study):
+        if options.study == "seeds":
             return train_seeds(options)
         for module in STUDIES:
-            if study.name_of(module) in (QUICK if options.name == "quick" else [options.name]):
+            if study.name_of(module) in (QUICK if options.study == "quick" else [options.study.replace("-", "_")]):
                 run_study(module, options)
 
 

@@ -5,6 +5,8 @@ and that of gradients on the way back: unless the factors are near 1, both vanis
 Deep into Rectifiers"). Normalization sets the scale in each layer, whatever the filters. Skip connections help, too.
 """
 
+import statistics
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,10 +16,11 @@ from studies.study import LABELS, NO_NORM, SEEDS, VARIANTS, plot_line
 from support import cifar10, plots, runs
 
 IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
-NAMES = LABELS | {SAME: "no norm, initialized as with norm", NO_NORM: "no norm, filters of variance 1 / fan_in"}
-SETTING = (f"untrained networks of {len(SEEDS)} seeds, {IMAGES} training images; outputs of layers before the skip "
-           "connection, and gradients of the mean loss there;\nfrom C4 and C8 on, pooling leaves a quarter of the "
-           "positions, with larger gradients each; bands: one standard deviation")
+NAMES = LABELS | {SAME: "no norm, PyTorch's default initialization", NO_NORM: "no norm, filters of variance 1 / fan_in"}
+SETTING = (f"untrained networks of {len(SEEDS)} seeds, {IMAGES} training images; all with skip connections; outputs: "
+           "after the activation, before the input is added;\nmax pooling before C4 and C8 keeps one position of "
+           "four, so gradients are larger after it; bands: one standard deviation;\n"
+           "left: the lines of the three normalizations coincide; right: those of group and layer norm almost do")
 
 
 def through(line, recipe, seed, images, targets):
@@ -50,26 +53,30 @@ def findings(results):
     layers = list(results["bn"])
 
     def mean(line, quantity, layer):
-        return sum(pair[quantity] for pair in results[line][layer]) / len(SEEDS)
+        return statistics.mean(pair[quantity] for pair in results[line][layer])
 
     kept = {line: mean(line, 0, layers[-1]) / mean(line, 0, layers[0]) for line in results}
     arrives = {line: mean(SAME, 1, layers[0]) / mean(line, 1, layers[0]) for line in VARIANTS}
     return [
-        ("Without normalization, but with the same initial filters, the standard deviation of layer outputs falls "
-         f"from {layers[0]} to {layers[-1]} to {100 * kept[SAME]:.0f} %; with each of the three normalizations it "
-         "stays.",
-         kept[SAME] < 0.2 and all(0.8 < kept[line] < 1.25 for line in arrives)),
-        (f"The gradient at {layers[0]} is {100 * arrives['bn']:.0f} % of that with batch normalization, and "
-         f"{100 * arrives['gn']:.0f} and {100 * arrives['ln']:.0f} % of that with group and layer normalization.",
-         max(arrives.values()) < 0.3),
+        ("With each of the three normalizations, the standard deviation of layer outputs is about the same in all "
+         "layers.", all(0.8 < kept[line] < 1.25 for line in arrives)),
+        ("Without normalization, it changes from layer to layer, depending on the initialization. With PyTorch's "
+         f"default, which the normalized networks also use, the standard deviation at {layers[-1]} is only "
+         f"{100 * kept[SAME]:.0f} % of its value at {layers[0]}. Then the RMS gradient at {layers[0]} is {{:.0f}} % of "
+         "its value with batch normalization, {:.0f} % with group and {:.0f} % with layer normalization.".format(
+             *(100 * arrives[line] for line in VARIANTS)), kept[SAME] < 0.2 and max(arrives.values()) < 0.3),
+        (f"With filters of variance 1 / fan_in, nothing vanishes: the standard deviation at {layers[-1]} is "
+         f"{kept[NO_NORM]:.1f} times that at {layers[0]}, and the gradient at {layers[0]} is about as large as with "
+         "batch normalization.",
+         kept[NO_NORM] > 1 and 0.8 < mean(NO_NORM, 1, layers[0]) / mean("bn", 1, layers[0]) < 1.25),
     ]
 
 
 def plot(results):
     fig, axes = plots.new_axes(9, 3.8, 2)
     layers = list(results[SAME])
-    for ax, quantity, title in ((axes[0], 0, "standard deviation of outputs"),
-                                (axes[1], 1, "RMS of gradients at these outputs")):
+    for ax, quantity, title in ((axes[0], 0, "standard deviation of layer outputs"),
+                                (axes[1], 1, "RMS of gradients w.r.t. layer outputs")):
         for line, values in results.items():
             by_layer = [[pair[quantity] for pair in values[layer]] for layer in layers]
             plot_line(ax, line.replace(SAME, NO_NORM), range(len(layers)), by_layer, title=NAMES.get(line, line),

@@ -1,9 +1,9 @@
 """Statistics of the studies: t-tests with one pooled standard deviation per table, Holm's correction, intervals.
 
-Student's t-test with the standard deviation pooled over all cells of a table has more degrees of freedom than one with
+Student's t-test with the standard deviation pooled over all cells of a table has more degrees of df than one with
 two cells alone. It assumes equal variances, and treats runs as independent, also if they share a seed. Holm 1979, "A
 Simple Sequentially Rejective Multiple Test Procedure", keeps the probability of any false positive in a family of
-comparisons at LEVEL or below. Where variances differ widely, tukey() compares within one row.
+comparisons at LEVEL or below. Where variances differ widely between rows, tukey() pools within one row alone.
 """
 
 import math
@@ -13,13 +13,15 @@ from typing import NamedTuple
 from scipy import stats
 
 LEVEL = 0.05
-DEFINITION = (f"Significant, unless stated otherwise: p < {LEVEL:g} in a t-test with the standard deviation pooled "
-              "over the table, after Holm's correction for the comparisons in it. Square brackets: 95 % confidence "
-              "intervals, not corrected for multiple comparisons. ±: sample standard deviation over seeds.")
+DEFINITION = (f'Unless stated otherwise, "significant" means p < {LEVEL:g} in a t-test with a standard deviation '
+              "pooled over the table; it assumes that all cells have the same. P-values are corrected by Holm's method "
+              "over the comparisons in a table; those in a row of averages over the normalizations are a family of "
+              "their own. Square brackets: 95 % confidence intervals, not corrected for multiple comparisons. ±: "
+              "sample standard deviation over seeds.")
 
 
-class Difference(NamedTuple):
-    """A difference of means with its 95 % confidence interval, and its p-value, corrected by holm() or not."""
+class Estimate(NamedTuple):
+    """A mean or a difference of means with its 95 % confidence interval and p-value, corrected by holm() or not."""
 
     estimate: float
     low: float
@@ -40,35 +42,38 @@ class Difference(NamedTuple):
         return f"{abs(self.estimate):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def p_text(p):
-    """Return a p-value as "p = 0.03" or "p < 0.001"."""
-    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
-
-
 def pooled(cells):
-    """Return the standard deviation pooled over lists of values, and its degrees of freedom."""
-    freedom = sum(len(values) - 1 for values in cells)
+    """Return the standard deviation pooled over lists of values, and its degrees of df."""
+    df = sum(len(values) - 1 for values in cells)
     squares = sum((len(values) - 1) * statistics.variance(values) for values in cells if len(values) > 1)
-    return math.sqrt(squares / freedom), freedom
+    return math.sqrt(squares / df), df
 
 
 def contrast(cells, weights):
-    """Return the sum of weights[key] * mean(cells[key]) as a Difference; `cells` is {key: values}, all of a table."""
-    deviation, freedom = pooled(cells.values())
+    """Return the sum of weights[key] * mean(cells[key]) as an Estimate; `cells` is {key: values}, all of a table."""
+    deviation, df = pooled(cells.values())
     estimate = sum(weight * statistics.mean(cells[key]) for key, weight in weights.items())
     error = deviation * math.sqrt(sum(weight**2 / len(cells[key]) for key, weight in weights.items()))
-    return from_error(estimate, error, freedom)
+    return from_error(estimate, error, df)
 
 
-def from_error(estimate, error, freedom=math.inf):
-    """Return a Difference from its standard error and degrees of freedom."""
+def welch(cells, weights):
+    """Return contrast(), but each cell has a variance of its own (Welch 1947)."""
+    parts = {key: weight**2 * statistics.variance(cells[key]) / len(cells[key]) for key, weight in weights.items()}
+    df = sum(parts.values()) ** 2 / sum(part**2 / (len(cells[key]) - 1) for key, part in parts.items())
+    estimate = sum(weight * statistics.mean(cells[key]) for key, weight in weights.items())
+    return from_error(estimate, math.sqrt(sum(parts.values())), df)
+
+
+def from_error(estimate, error, df=math.inf):
+    """Return an Estimate from its standard error and degrees of df."""
     error = max(error, 1e-12)
-    half = error * float(stats.t.ppf(0.975, freedom))
-    return Difference(estimate, estimate - half, estimate + half, 2 * float(stats.t.sf(abs(estimate) / error, freedom)))
+    half = error * float(stats.t.ppf(0.975, df))
+    return Estimate(estimate, estimate - half, estimate + half, 2 * float(stats.t.sf(abs(estimate) / error, df)))
 
 
 def holm(differences):
-    """Return {key: Difference} with p-values corrected for all of them."""
+    """Return {key: Estimate} with p-values corrected for all of them."""
     corrected, highest = {}, 0.0
     for rank, (key, difference) in enumerate(sorted(differences.items(), key=lambda item: item[1].p)):
         highest = max(highest, min(1.0, (len(differences) - rank) * difference.p))
@@ -77,13 +82,13 @@ def holm(differences):
 
 
 def against(cells, reference):
-    """Return {(line, x): Difference from (line, reference)} of {(line, x): values}, corrected by holm()."""
+    """Return {(line, x): Estimate of the difference from (line, reference)} of {(line, x): values}, after holm()."""
     return holm({(line, x): contrast(cells, {(line, x): 1, (line, reference): -1})
                  for line, x in cells if x != reference})
 
 
 def main_effects(cells, reference):
-    """Return {x: Difference from the reference, mean of all lines} of {(line, x): values}, corrected by holm()."""
+    """Return {x: Estimate of the difference from the reference, averaged over lines}, corrected by holm()."""
     lines, columns = (dict.fromkeys(key[axis] for key in cells) for axis in (0, 1))
     return holm({x: contrast(cells, {(line, column): sign / len(lines) for line in lines
                                      for column, sign in ((x, 1), (reference, -1))})
@@ -96,7 +101,7 @@ def interaction(cells):
     All cells must have equally many values.
     """
     lines, columns = (dict.fromkeys(key[axis] for key in cells) for axis in (0, 1))
-    deviation, freedom = pooled(cells.values())
+    deviation, df = pooled(cells.values())
     means = {key: statistics.mean(values) for key, values in cells.items()}
     of_line = {line: statistics.mean(means[line, x] for x in columns) for line in lines}
     of_x = {x: statistics.mean(means[line, x] for line in lines) for x in columns}
@@ -104,7 +109,7 @@ def interaction(cells):
     size = len(next(iter(cells.values())))
     squares = size * sum((means[line, x] - of_line[line] - of_x[x] + overall) ** 2 for line, x in cells)
     between = max(1, (len(lines) - 1) * (len(columns) - 1))
-    return float(stats.f.sf(squares / between / max(deviation, 1e-12) ** 2, between, freedom))
+    return float(stats.f.sf(squares / between / max(deviation, 1e-12) ** 2, between, df))
 
 
 def tukey(groups):

@@ -2,7 +2,7 @@
 
 A study is a module: its docstring has a title and what theory expects; SETTING is what its runs have in common; plan()
 returns the runs, {(line, x, seed): (variant, flags)}, or measure() returns numbers to save as <study>.json; table() and
-plot() return Markdown and a figure of the results. findings() returns a person's sentences, each with whether the
+plot() return Markdown and a figure of the results. findings() returns sentences written by hand, each with whether the
 results support it. `python -m studies.run NAME` runs a study.
 
 Each run leaves <run>.json in results/studies/.unfinished/; a study collects its runs in results/studies/runs.jsonl, a
@@ -26,9 +26,10 @@ from support import cifar10, cli, files, plots, runs
 from support.files import RunError
 from support.plots import mean_and_sd
 
-VARIANTS, SEEDS = ("bn", "gn", "ln"), (0, 1, 2)
+VARIANTS, SEEDS = ("bn", "gn", "ln"), (0, 1, 2, 3, 4)
 SHORT = "--train-images 10000 --epochs 10 --no-test"  # of several studies, which share equal runs if flags are equal
 NO_NORM, UNSUPPORTED = "none", "A finding that stood here is not supported by these results"
+DEPENDS = ", so the change depends on it: compare within rows, not the averages"
 LABELS = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
 GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches all processes of a terminal
 
@@ -138,7 +139,7 @@ def run_all(commands, options, metrics_of):
 
 
 def run_missing(study, options):
-    """Run what is missing of a study's plan, or made by other recipes than today's, or list it. Raises RunError."""
+    """Run, or list, the planned runs that are missing or were made with an older recipe. Raises RunError."""
     staging_folder().mkdir(parents=True, exist_ok=True)
     with files.lock(staging_folder() / "lock", "a study is already being run"):
         wanted = {run: planned_run(*run) for run in study.plan().values()}
@@ -248,7 +249,7 @@ def losses(group):
 
 
 def gaps(group):
-    """Return the generalization gap of each run: training (without noise) minus validation accuracy, in points."""
+    """Return the generalization gap of each run: training (without augmentation) minus validation accuracy."""
     return [train - val for train, val in zip(accuracies(group, "train"), accuracies(group), strict=True)]
 
 
@@ -262,22 +263,21 @@ def markdown(head, rows, align="---"):
     return "".join("| " + " | ".join(row) + " |\n" for row in [head, rule, *rows])
 
 
-def table(results, measure, row_header, columns, reference, digits=2):
+def table(results, measure, row_header, columns, reference, factor, digits=2):
     """Return a table of measure(runs), a row per line, a column per x of `columns`, and its tests against a reference.
 
-    The last row has the difference from the reference, averaged over the lines; the F-test is whether lines differ in
-    it. Holm's correction is applied to the cells, and to the last row, separately.
+    The last row, averaged over the lines, is corrected by itself; `factor` names the columns in the F-test.
     """
     cells = {(line, x): measure(group) for (line, x), group in results.items()}
     lines, tests, text = dict.fromkeys(line for line, _ in cells), stats.against(cells, reference), f"{{:.{digits}f}}"
     rows = [[LABELS.get(line, line), *(bold_if(x != reference and tests[line, x].significant,
                                                mean_and_sd(cells[line, x], text)) for x in columns)] for line in lines]
-    overall = stats.main_effects(cells, reference)
+    overall, p = stats.main_effects(cells, reference), stats.interaction(cells)
     texts = {x: bold_if(test.significant, test.text(digits)) for x, test in overall.items()}
     rows.append(["difference, averaged over the normalizations", *(texts.get(x, "") for x in columns)])
     return (markdown([row_header, *columns.values()], rows, "---:") +
-            f"\nBold: significant, compared with {columns[reference]}. F-test that differences do not depend on the "
-            f"normalization: {stats.p_text(stats.interaction(cells))}.\n")
+            f"\nBold: significant, compared with {columns[reference]}. F-test of the interaction of {factor} and "
+            f"normalization: p = {p:.2g}{DEPENDS * (p < stats.LEVEL)}.\n")
 
 
 def plot_line(ax, line, xs, values, title=None, **style):

@@ -39,7 +39,6 @@ def option(default, help, valid="", parse=None):
 
     `parse` turns text into a value; without it, the type of the default does.
     """
-    help += f", in {valid}" * isinstance(valid, str) * bool(valid)
     help += f", out of {' '.join(valid)}" * isinstance(valid, list)
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "parse": parse})
 
@@ -110,9 +109,9 @@ def parse_args(script, argv=None):
     parser.add_argument("--train-images", type=int, metavar="N", help="train on the first N training images only")
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="ignore the checkpoint of a run that "
                         "was interrupted, and train from the beginning")
-    parser.add_argument("--no-test", dest="test", action="store_false", help="do not evaluate the test set")
-    parser.add_argument("--metrics-only", action="store_true", help="save metrics alone, as <run>.json: no weights, "
-                        "predictions or figures")
+    parser.add_argument("--no-test", dest="test", action="store_false", help="do not evaluate on the test set")
+    parser.add_argument("--metrics-only", action="store_true", help="save metrics alone, as in bn-epochs=5.json: no "
+                        "weights, predictions or figures")
     parser.add_argument("--output-dir", type=Path, default=files.RESULTS, metavar="FOLDER",
                         help="folder to save the run in (default: results)")
     if script.norm:
@@ -136,17 +135,18 @@ def parse_args(script, argv=None):
 def add_flags(parser, values):
     """Add a flag (batch_size: --batch-size) for each option of a dataclass object that is not None."""
     for field in options_of(values):
-        default = getattr(values, field.name)
+        default, valid = getattr(values, field.name), field.metadata["valid"]
         if default is None:
             continue  # without meaning for this object, so an error
         kind = {"type": field.metadata["parse"] or type(default)}
         if isinstance(default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
-        elif isinstance(field.metadata["valid"], tuple):
-            kind = {"choices": field.metadata["valid"]}
+        elif isinstance(valid, tuple):
+            kind = {"choices": valid}
+        bounds = f"in {valid}, " if valid and isinstance(valid, str) else ""
         text = ",".join(map(str, default)) if isinstance(default, tuple) else default
         parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS,
-                            help=f"{field.metadata['help']} (default: {text})", **kind)
+                            help=f"{field.metadata['help']} ({bounds}default: {text})", **kind)
 
 
 def run_name(recipe, script, train_images=None, seed=0, test=True):

@@ -1,4 +1,4 @@
-"""What can be told of a network without training it: errors, layers and parameters, receptive fields."""
+"""What can be told of a network without training it: errors, layers and parameters."""
 
 import copy
 
@@ -27,17 +27,3 @@ def summarize(model):
     columns = ("output_size", "kernel_size", "num_params", "mult_adds")
     return torchinfo.summary(model, input_data=torch.zeros(1, 3, 32, 32), col_names=columns,
                              row_settings=["var_names"], device="cpu", verbose=0)
-
-
-def receptive_fields(layers):
-    """Return {layer: (receptive field, jump)} in pixels for the layers of a network, named as C1, c3, P1, GAP.
-
-    Neighbouring outputs depend on squares of the image that are a jump apart, None from GAP on. Araujo et al. 2019,
-    "Computing Receptive Fields of Convolutional Neural Networks".
-    """
-    field, jump, results = 1, 1, {}
-    for name in layers:
-        kernel, stride = {"C": (3, 1), "P": (2, 2), "G": (8, 8)}.get(name[0], (1, 1))  # GAP takes all 8x8 positions
-        field, jump = field + (kernel - 1) * jump, jump * stride
-        results[name] = field, jump if "GAP" not in results and name != "GAP" else None
-    return results

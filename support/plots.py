@@ -92,13 +92,14 @@ def plot_curves(folder, metrics):
         ax.plot(history["epoch"], training, ":", color=color, label="training")
         ax.plot(history["epoch"], validation, color=color, label="validation")
         value = validation[best - 1]
-        ax.plot(best, value, "o", color=color, label=f"best epoch, {best}: {value:.{digits}f}")
+        ax.plot(best, value, "o", color=color, label=f"best epoch ({best}): {value:.{digits}f}")
         ax.set(ylabel=f"{name}, {unit}")
         ax.legend(fontsize=9)
     noise = "augmentation and dropout" if recipe["dropout"] else "augmentation"
-    caption = (f"Training values are means over each epoch, with {noise}; validation uses the EMA of the weights. So "
-               f"training may look worse:\nwithout {noise}, training accuracy is {metrics['train_accuracy']:.1%}. "
-               f"Training stops after {recipe['patience']} epochs without a lower validation loss.")
+    caption = (f"Training values are means over each epoch, with {noise}; validation uses the EMA of the weights.\n"
+               f"So training values can be worse. At the best epoch (lowest validation loss), training accuracy is\n"
+               f"{metrics['train_accuracy']:.1%} with the EMA and without {noise}. Early stopping "
+               f"(patience {recipe['patience']}) {'occurred' if metrics['stopped_early'] else 'did not occur'}.")
     title = f"{metrics['run']}, seed {metrics['seed']}: validation accuracy {metrics['val_accuracy']:.1%}"
     save_figure(fig, title, folder / "curves.png", caption)
 
@@ -164,5 +165,8 @@ def plot_comparison(groups, path):
         ax.legend(title="at the best epoch", fontsize=8, title_fontsize=8,
                   loc="lower left" if name == "loss" else "upper left")
     seeds = max(len(group) for group in groups)
-    caption = f"EMA of the weights; inset: the last 5 epochs; mean and standard deviation of {seeds} seeds."
-    save_figure(fig, "The same network with each normalization", path, caption * (seeds > 1))
+    caption = "EMA of the weights; best epoch: lowest validation loss; inset: the last 5 epochs"
+    caption += f"; mean and standard deviation of {seeds} seeds" * (seeds > 1)
+    caption += "".join(f"; {run['variant'].upper()}: dropout {run['recipe']['dropout']:g}" for run, *_ in groups
+                       if run["recipe"]["dropout"])
+    save_figure(fig, "The same network with each normalization", path, f"{caption}.")

@@ -12,7 +12,7 @@ from torchvision import datasets
 
 import bn
 import common
-from support import cifar10, cli, files, inspection, machine, plots, runs
+from support import cifar10, cli, files, machine, plots, runs
 from support.files import RunError
 from tests.world import BOMB, change_metrics, child, flip_bit, md5, metrics_of, put, rewrite, run, tar, truncate
 
@@ -125,7 +125,7 @@ def test_a_file_is_flushed_before_its_rename_and_its_folder_after_it(tmp_path, m
 def test_a_checkpoint_resumes_the_same_run_only_and_reports_another_environment(tmp_path, capsys):
     def checkpoint(seed=0, processor="A"):
         metrics = dict.fromkeys(runs.METRICS) | {"seed": seed, "processor": processor}
-        return files.Checkpoint(tmp_path / "bn-max_lr=0.1.pt", metrics)
+        return files.Checkpoint(tmp_path / "bn-hidden_lr=0.1.pt", metrics)
 
     assert checkpoint().load() is None
     checkpoint().save({"epoch": 3})
@@ -137,7 +137,7 @@ def test_a_checkpoint_resumes_the_same_run_only_and_reports_another_environment(
     checkpoint().save({"epoch": 4})
     checkpoint().path.write_bytes(flip_bit(checkpoint().path.read_bytes()))
     assert checkpoint().load() is None and "is damaged" in capsys.readouterr().out
-    assert [path.name.partition(".aside")[0] for path in tmp_path.iterdir()] == ["bn-max_lr=0.1"] * 2
+    assert [path.name.partition(".aside")[0] for path in tmp_path.iterdir()] == ["bn-hidden_lr=0.1"] * 2
 
 
 # --- The machine, and networks ---
@@ -151,13 +151,6 @@ def test_bfloat16_is_used_where_the_cpu_computes_in_it(monkeypatch, flags, dtype
     monkeypatch.setattr(machine, "cpu_info", lambda: {"flags": flags})
     with common.autocast(torch.device("cpu")):
         assert F.conv2d(torch.ones(1, 3, 4, 4), torch.ones(2, 3, 3, 3)).dtype == dtype
-
-
-def test_receptive_fields_and_jumps():
-    fields = inspection.receptive_fields(common.LAYERS)
-    assert list(fields) == list(common.LAYERS)
-    assert list(fields.values()) == [(3, 1), (5, 1), (5, 1), (6, 2), (10, 2), (14, 2), (18, 2), (18, 2), (20, 4),
-                                     (28, 4), (36, 4), (44, 4), (72, None), (72, None)]
 
 
 # --- Runs, scripts, figures ---

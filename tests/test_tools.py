@@ -10,10 +10,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from PIL import Image
 
-import bn
 import common
 from studies import connections, study
 from studies.run import STUDIES
@@ -57,7 +55,7 @@ def test_seeds_are_pooled_and_shown_with_their_number_and_epochs_by_variant(copi
     change_metrics(copied.results / "bn", epochs=1, best_epoch=1)
     shutil.copytree(copied.results / "bn", copied.results / "bn-seed=1")
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out := io.BytesIO(), "ascii", write_through=True))
-    report.main(["pages"])
+    report.main(["reports"])
     assert b"left out: gn-seed=2, not tested or of other recipe, code," in out.getvalue()  # and no terminal needs UTF-8
     text, page = (folder.joinpath("README.md").read_text() for folder in (copied.folder, copied.results))
     assert "| bn | 2 | 1 |" in text and "| gn | 2 | 5 |" in text and "| ln | 3 |" in text
@@ -68,7 +66,7 @@ def test_seeds_are_pooled_and_shown_with_their_number_and_epochs_by_variant(copi
     assert b"| ln-seed=1 | 1 |" in out.getvalue() and "### Misclassified images\n\n![Mistakes of ln-seed=1]" in page
     assert "(README-seed=1.png)" in page and (copied.results / "README-seed=1.png").exists()
     rewrite(copied.folder / "README.md", "<!-- end of findings -->", "")
-    for args, words in ((["show", "--seed", "3"], "bn-seed=3"), (["pages"], "two markers")):
+    for args, words in ((["show", "--seed", "3"], "bn-seed=3"), (["reports"], "two markers")):
         with pytest.raises(SystemExit, match="1"):
             report.main(args)
         assert words in capsys.readouterr().err
@@ -78,14 +76,14 @@ def test_seeds_are_pooled_and_shown_with_their_number_and_epochs_by_variant(copi
 @pytest.mark.parametrize("old, new, words", [
     ("dropout=0.05", "dropout=0", "`make gn`"), ("def ", "def (", "gn.py cannot be loaded: SyntaxError"),
     ("dropout=0.05", "dropout='no'", "gn.py cannot be loaded: RecipeError: dropout must be of type float, got 'no'"),
-    ("(channels, groups)", "(channels)", "normalization of gn.py cannot be used: TypeError"), ("", "", "no gn.py")])
+    ("(channels, groups)", "(channels)", "network of gn.py cannot be used: TypeError"), ("", "", "no gn.py")])
 def test_reports_survive_any_edit_and_name_what_no_longer_fits(copied, capsys, monkeypatch, old, new, words):
     monkeypatch.setattr(plots, "save_figure", lambda *args: None)
     lines = [json.dumps(metrics_of(copied, variant) | {"flags": flags, "recipe": study.planned_run(variant, flags)[1]})
              for variant, flags in connections.plan().values()]
     put(copied.results / "studies", {"runs.jsonl": "\n".join(lines).encode()})
     assert study.origin(connections) == ""
-    tiny = 'dropout_after="C10", max_lr=0.05, aux_lr=0.1, batch_size=16, epochs=5'
+    tiny = 'dropout_after="C10", hidden_lr=0.05, other_lr=0.1, batch_size=16, epochs=5'
     rewrite(copied.folder / "gn.py", 'dropout_after="C10"', tiny)
     rewrite(copied.folder / "gn.py", old, new) if old else (copied.folder / "gn.py").unlink()
     monkeypatch.delitem(sys.modules, "gn")
@@ -129,29 +127,21 @@ def test_check_passes_and_says_which_runs_have_no_script(copied, capsys):
     report.main(["check"])
     assert capsys.readouterr().out.count("correct answers differ by 0") == 3
     (copied.folder / "gn.py").unlink()
-    for command in ("summary", "pages", "check"):
+    for command in ("summary", "reports", "check"):
         report.main([command])
     assert "there is no gn.py" in capsys.readouterr().out
     assert "| gn |" not in (copied.folder / "README.md").read_text() and (copied.results / "gn" / "model.pt").exists()
 
 
-def test_summary_prints_the_layers_the_budget_and_receptive_fields(world, capsys):
+def test_summary_prints_the_layers_and_the_budget(world, capsys):
     report.main(["summary"])
     text = capsys.readouterr().out
-    assert text.count("48,634 parameters, fewer than 50,000") == 3
-    for layer, field in {"C1": 3, "C10": 44, "GAP": 72}.items():
-        assert len(re.findall(rf"\({layer}\).* {field}x{field} ", text)) == 3
-    model, outputs = common.build_model(bn.RECIPE).eval(), []
-    model.C10.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
-    x = torch.randn(1, 3, 128, 128, requires_grad=True)
-    model(x)
-    outputs[0][0, :, 16, 16].sum().backward()
-    assert (x.grad.abs().sum((0, 1, 3)) > 0).sum() == 44  # rows that C10 depends on, far from the borders
+    assert text.count("48,634 parameters, fewer") == text.count("(C10)") == text.count("(millions): 9.23") == 3
 
 
 # --- Makefile, with a Python that only logs what it is asked to run ---
 
-SEEDS, PAGES = "-m studies.run seeds", ("-m studies.run quick", "-m tools.report pages")
+SEEDS, PAGES = "-m studies.run seeds", ("-m studies.run quick", "-m tools.report reports")
 TEST = "-m pytest -q -n 2 --dist worksteal test_common.py tests"
 
 
@@ -174,7 +164,7 @@ def make(folder, line=""):
     ("all ARGS=--epochs=1", [*(f"{name}.py --epochs=1" for name in SCRIPTS), "-m tools.report show --epochs=1"]),
     ("seeds", [SEEDS, *PAGES]), ("seeds JOBS=3", [f"{SEEDS} --jobs 3", *PAGES]),
     ("study-ablation study-batch-size JOBS=2",
-     ["-m studies.run ablation --jobs 2", PAGES[1], "-m studies.run batch_size --jobs 2", PAGES[1]]),
+     ["-m studies.run ablation --jobs 2", PAGES[1], "-m studies.run batch-size --jobs 2", PAGES[1]]),
     ("study-groups bench", ["-m studies.run groups", PAGES[1], "-m tools.bench"]),
     ("data summary plots check", [f"-m tools.report {name}" for name in ("data", "summary", "plots", "check")]),
     ("test test-all", ["-m ruff check", f"{TEST} -m not slow", TEST])])
@@ -258,10 +248,10 @@ def test_a_copy_of_the_project_survives_edits_of_everything(shell):
     bn, gn, ln = (shell.folder / f"{name}.py" for name in SCRIPTS)
     for script in (bn, gn, ln):
         rewrite(script, "widths=WIDTHS, ", "")
-    rewrite(bn, "norm=batch_norm", "norm=batch_norm, max_lr=1, weight_decay=0")
+    rewrite(bn, "norm=batch_norm", "norm=batch_norm, hidden_lr=1, weight_decay=0")
     rewrite(gn, "(channels, groups):", "(channels):")
     rewrite(ln, "GroupNorm(1, channels)", "GroupNorm(1, channels, affine=False)")
-    reports("another recipe than bn.py", "normalization of gn.py cannot be used", "of another network than")
+    reports("another recipe than bn.py", "network of gn.py cannot be used", "of another network than")
     rewrite(shell.folder / "common.py", '"C10": 32,', '"C10": 32, "c10b": 32,')
     reports("widths must be 11 positive integers")
     shell("PYTHONIOENCODING=ascii make bn")

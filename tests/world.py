@@ -162,7 +162,7 @@ def empty(tmp_path, monkeypatch):
 def patch_recipes(patch):
     """Give the three scripts a recipe for 270 images: more and smaller steps."""
     for script in (bn, gn, ln):
-        slower = replace(script.RECIPE, batch_size=16, max_lr=0.05, aux_lr=0.1, epochs=5)
+        slower = replace(script.RECIPE, batch_size=16, hidden_lr=0.05, other_lr=0.1, epochs=5)
         patch.setattr(script, "RECIPE", slower)
 
 

@@ -1,7 +1,6 @@
 """Measure the speed on this machine, in a minute or two: `make bench`.
 
-Writes results/bench.json and results/bench.md: how many images per second each script trains. In each round every
-script has a turn, in random order.
+In each round, every script has a turn, in random order. Writes results/bench.json and results/bench.md.
 """
 
 import argparse
@@ -52,12 +51,11 @@ def saved_page():
     rows = [f"| {name} | {1 / statistics.median(values):,.0f} | {min(values) / max(values):.0%} |"
             for name, values in saved["seconds_per_image"].items()]
     return "\n".join(["# Speed\n", f"Written by `make bench`. Measured on: {saved['machine']}.\n",
-                      "|  | training images per second, median of the rounds | slowest round / fastest |",
+                      f"|  | training images per second, median of {ROUNDS} rounds | slowest round, % of the fastest |",
                       "| --- | ---: | ---: |", *rows, ""])
 
 
 def main():
-    """Run all rounds and write the page."""
     with cli.exit_on_error("bench", "nothing was saved"):
         write_file(files.RESULTS / "bench.json", runs.to_json(measure_all()))
         write_file(files.RESULTS / "bench.md", saved_page().encode())

@@ -1,4 +1,4 @@
-"""The report and the other pages, made from results/ alone, and the check that they and the weights agree."""
+"""Write the reports from results/, and check them against the saved weights."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ REFERENCES = [  # test accuracy in percent as the authors report it, and how the
     ("[woncoh1/era1a8](https://github.com/woncoh1/era1a8)", {"bn": "81.7"}, "test set"),
     ("[monimoydebp/session8](https://github.com/monimoydebp/session8)", {"bn": "78.6", "gn": "78.3", "ln": "79.1"},
      "test set"),
-    ("another student's answer, source lost", {"bn": "79.0", "gn": "78.8", "ln": "78.3"}, "test set"),
+    ("another student's solution, link lost", {"bn": "79.0", "gn": "78.8", "ln": "78.3"}, "test set"),
 ]
 HEADLINES = "predictions batch_size dropout connections groups".split()  # whose first finding README has
 NAMES = {"bn": "Batch Normalization", "gn": "Group Normalization", "ln": "Layer Normalization"}
@@ -37,7 +37,7 @@ LINKS = """\
 def runs_table(groups):
     """Return a table with a row for each group of runs of equal recipe, and how the runs were made."""
     head = ("", "seeds", "best epoch", "training accuracy, %", "validation accuracy, %", "**test accuracy, %**",
-            "best class", "worst class", "training, minutes")
+            "best class (test)", "worst class (test)", "minutes per run")
     rows = []
     for group in groups:
         every = {key: [run[key] for run in group] for key in group[0]}
@@ -69,9 +69,10 @@ def references_table(groups):
     ours = {group[0]["variant"]: f"**{percent([run['test_accuracy'] for run in group])}**" for group in groups}
     rows = [[who, *(values.get(name, "–") for name in names), chosen] for who, values, chosen in
             [("this project", ours, "validation set"), *REFERENCES]]
-    return markdown(["accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
-        "\nAll have fewer than 50,000 parameters and at most 20 epochs. Ours is the mean over seeds, and has Muon, "
-        "an EMA of the weights, skip connections, Hardswish and other augmentation besides.\n")
+    return markdown(["test accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
+        "\nAll have fewer than 50,000 parameters and at most 20 epochs. Our numbers are means over seeds. "
+        "Unlike the others, our recipe has Muon, an EMA of the weights, Hardswish and different augmentation. Only "
+        "ours and woncoh1's have skip connections; woncoh1's layers differ from ours.\n")
 
 
 # --- The report ---
@@ -80,8 +81,9 @@ def references_table(groups):
 def report(groups):
     """Return a report on groups of runs in the form of the assignment's course notes, as Markdown."""
     found = {group[0]["variant"]: group for group in groups}
-    parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the saved runs. Numbers are "
-             "of the run whose figures are shown; parentheses have the mean ± standard deviation of n seeds.\n"]
+    parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the saved runs. In "
+             "the next three sections, figures and numbers are of one run; parentheses have the mean ± standard "
+             'deviation of n seeds; lines marked "study" are from separate runs.\n']
     for variant in dict.fromkeys([*NAMES, *runs.variants()]):
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
@@ -103,7 +105,7 @@ def section(group):
     recipe, best, history = run["recipe"], run["best_epoch"], run["history"]
     layers = " ".join(common.LAYERS)
     special = [f"normalized by `{recipe['norm']}`"]
-    special += [f"groups of channels: {recipe['groups']}"] * (recipe["groups"] is not None)
+    special += [f"number of groups: {recipe['groups']}"] * (recipe["groups"] is not None)
     special += [f"dropout: {recipe['dropout']:g} after {recipe['dropout_after']}"] * bool(recipe["dropout"])
 
     def mean(key, text="{:.2f}", scale=100):
@@ -115,7 +117,7 @@ def section(group):
              if run[f"{part}_accuracy"] is not None]
     if run["test_accuracy"] is not None:
         counts = plots.confusion_counts(runs.load_tensors(files.RESULTS / name, "predictions")).fill_diagonal_(0)
-        pairs = [divmod(index, len(counts)) for index in counts.flatten().topk(3).indices.tolist()]
+        pairs = [divmod(index, len(counts)) for index in counts.flatten().topk(2).indices.tolist()]
         confusions = [f"{cifar10.CLASSES[a]} → {cifar10.CLASSES[b]}: {counts[a, b]}" for a, b in pairs]
         lines += ["- Best class: {}; worst class: {}".format(*extreme_classes([run])),
                   f"- Most frequent confusions (true → predicted): {', '.join(confusions)}"]
@@ -145,10 +147,11 @@ def effect(module, variant, title, names):
     cells = {names[x]: group for (line, x), group in (by_cell(module) or {}).items() if line == variant}
     if not cells:
         return f"- {title}: not measured for this variant" + f": {target_of(module)}" * (variant in NAMES)
-    values = [f"{x}: {mean_and_sd(accuracies(group))} %, gap {mean_and_sd(gaps(group))}" for x, group in cells.items()]
-    images = next(iter(cells.values()))[0]["train_images"]
-    return (f"- {title} ([study](studies.md), {images:,} images), validation accuracy and generalization gap: "
-            f"{'; '.join(values)}{origin(module, variant)}")
+    reached = ", ".join(f"{mean_and_sd(accuracies(group))} % ({x})" for x, group in cells.items())
+    apart = ", ".join(mean_and_sd(gaps(group)) for group in cells.values())
+    setting = "{train_images:,} images, {recipe[epochs]} epochs".format(**next(iter(cells.values()))[0])
+    return (f"- {title} ([study](studies.md), {setting}): validation accuracy {reached}; training minus validation "
+            f"accuracy, in the same order, {apart} percentage points{origin(module, variant)}")
 
 
 def studies_page():
@@ -180,8 +183,8 @@ def headlines():
     by_name = {name_of(module): (module, results) for module in STUDIES if (results := results_of(module))}
     lines = [f"- {with_setting(*by_name[name], 1)}\n" for name in HEADLINES if name in by_name]
     return "".join(lines) + (
-        "\nSignificant, as all differences here: p < 0.05 in a t-test after Holm's correction. Square brackets: 95 % "
-        "confidence intervals. Details: [the studies](results/studies.md).\n")
+        "\nSquare brackets: 95 % confidence intervals, not corrected. All differences with one are significant: "
+        "p < 0.05 in a t-test after Holm's correction.\n")
 
 
 def pages():
@@ -271,10 +274,7 @@ def check_run(folder, test_set):
 
 
 def summary():
-    """Print torchinfo's table of every variant with the receptive field of each layer, and the budget."""
-    columns = {f"({name})": f"{f'{field}x{field}':>16}{jump or '–':>8}"
-               for name, (field, jump) in inspection.receptive_fields(common.LAYERS).items()}
-    columns["(var_name)"] = f"{'Receptive field':>16}{'Jump':>8}"
+    """Print torchinfo's table of every variant, and the budget."""
     for variant in runs.variants():
         print(f"{variant}.py")
         try:
@@ -282,18 +282,19 @@ def summary():
         except RunError as error:
             print(error)
             continue
-        for line in str(info).splitlines():
-            print(line.ljust(140) + next((text for layer, text in columns.items() if layer in line), ""))
-        print(f"{info.total_params:,} parameters, fewer than {common.MAX_PARAMETERS:,}; receptive field and jump in "
-              "pixels of the image\n")
+        print(str(info).replace("Units.MEGABYTES", "millions"))
+        print(f"{info.total_params:,} parameters, fewer than {common.MAX_PARAMETERS:,}\n")
 
 
 def main(argv=None):
     commands = {"data": lambda: print(f"data: {len(cifar10.load('train')[0]):,} images to train, all digests right"),
-                "summary": summary, "plots": plot_all, "pages": write_pages, "check": check, "show": show}
+                "summary": summary, "plots": plot_all, "reports": write_pages, "check": check, "show": show}
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=commands)
-    parser.add_argument("args", nargs=argparse.REMAINDER, help="for show: flags of a script")
+    parser.add_argument("command", choices=commands, help="data: download CIFAR-10 if it is missing, and check it; "
+                        "summary: print the layers; plots: plot all figures, and write the reports; reports: write "
+                        "them alone; check: evaluate the saved weights again, and check the reports; show "
+                        "FLAGS: print the table of the runs made with FLAGS, and write results/README-FLAGS.md")
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="FLAGS", help="such as --epochs 5")
     options = parser.parse_args(argv)
     with cli.exit_on_error(options.command, "run the same command again"):
         commands[options.command](*([options.args] if options.command == "show" else []))
