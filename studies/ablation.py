@@ -35,7 +35,7 @@ def plan():
 
 
 def effects(results):
-    """Return the accuracies of each cell, and {change: Difference from the recipe}, corrected for all changes."""
+    """Return the accuracies of each cell, and {change: difference from the recipe}, corrected for all changes."""
     cells = {key: accuracies(group) for key, group in results.items()}
     return cells, stats.main_effects(cells, RECIPE)
 
@@ -43,13 +43,12 @@ def effects(results):
 def findings(results):
     cells, tests = effects(results)
     change, relu = max(list(CHANGES)[:2], key=lambda change: tests[change].estimate), tests[RELU]
-    sgd, lost = tests[change], [statistics.mean(cells[variant, RECIPE]) - statistics.mean(cells[variant, change])
-                                for variant in VARIANTS]
+    sgd, lost = tests[change], {variant: statistics.mean(cells[variant, RECIPE]) -
+                                statistics.mean(cells[variant, change]) for variant in VARIANTS}
     return [
         (f"With SGD instead of Muon, at the better of two learning rates, validation accuracy is {sgd.size()} "
-         "percentage points lower, averaged over the three normalizations "
-         "(batch {:.1f}, group {:.1f}, layer {:.1f}).".format(*lost),
-         sgd.significant and sgd.estimate < 0),
+         f"percentage points lower, averaged over the three normalizations (batch {lost['bn']:.1f}, group "
+         f"{lost['gn']:.1f}, layer {lost['ln']:.1f}).", sgd.significant and sgd.estimate < 0),
         (f"With ReLU instead of Hardswish, it is {relu.size()} lower.", relu.significant and relu.estimate < 0),
         ("No other change makes a significant difference in runs this short.",
          not any(test.significant for change, test in tests.items() if change != RELU and "SGD" not in change)),

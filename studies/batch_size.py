@@ -72,10 +72,7 @@ def by_batch_statistics(model, images, targets, size):
 
 
 def measure():
-    """Return accuracies over seeds, {"evaluated" or "trained": {variant: {size as text: list}}}.
-
-    Two sizes are enough where images do not affect each other.
-    """
+    """Return accuracies over seeds, {"evaluated" or "trained": {variant: {size: list}}}; two sizes for GN and LN."""
     device = machine.find_device("auto")
     images, targets = (values.to(device) for values in cifar10.load("train"))
     val = common.split_indices(targets)[1]

@@ -93,8 +93,7 @@ def compared(group):
 
 
 def findings(results):
-    names = ("Gaussian noise", "Gaussian blur", "contrast")
-    (noise, of_noise), (blur, of_blur), (low, of_contrast) = (compared(results[name][-1]) for name in names)
+    (noise, of_noise), (blur, of_blur), (low, of_contrast) = (compared(results[name][-1]) for name in CORRUPTIONS)
 
     def ahead(means, tests):  # group and layer normalization of batch normalization, significantly
         return all(means[line] > means["bn"] and tests[line, "bn"] < stats.LEVEL for line in ("gn", "ln"))
@@ -123,11 +122,11 @@ def table(results):
         for severity, group in zip(SEVERITIES, results[name], strict=True)}
     rows = []
     for name, group in groups.items():
-        means, tests = compared(group) if name != CLEAN else (compared(group)[0], {})
-        plain = [line for line in means if not line.endswith(ADAPTED)]
-        best = max(plain, key=means.get)
-        rows.append([name, *(bold_if(tests and line in plain and tests.get((line, best), 1) >= stats.LEVEL,
-                                     percent(values)) for line, values in group.items())])
+        means, tests = compared(group)
+        best = max((line for line in means if not line.endswith(ADAPTED)), key=means.get)
+        level = {(best, best): 1} | tests if tests and name != CLEAN else {}
+        rows.append([name, *(bold_if(level.get((line, best), 0) >= stats.LEVEL, percent(values))
+                             for line, values in group.items())])
     return (markdown(["test accuracy, %", *map(title, results[CLEAN][0])], rows, "---:") +
             "\nBold: the best without adaptation, and those that do not differ significantly from it (Tukey's test). "
             "Each row is tested alone, since standard deviations differ widely between rows. Not tested: adapted "

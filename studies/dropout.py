@@ -26,12 +26,11 @@ def plan():
 
 def findings(results):
     gap, accuracy = ({key: measure(group) for key, group in results.items()} for measure in (gaps, accuracies))
-    narrower, price = (stats.main_effects(cells, 0.0)[0.5] for cells in (gap, accuracy))
+    narrow, price = (stats.main_effects(cells, 0.0)[0.5] for cells in (gap, accuracy))
     return [
         ("Channel dropout of 0.5 after c3, c7 and C10 narrows the gap between training and validation accuracy by "
-         f"{narrower.size()} percentage points, but lowers validation accuracy by {price.size()}, averaged over the "
-         "normalizations.",
-         narrower.significant and narrower.estimate < 0 and price.significant and price.estimate < 0),
+         f"{narrow.size()} percentage points, but lowers validation accuracy by {price.size()}, averaged over the "
+         "normalizations.", narrow.significant and narrow.estimate < 0 and price.significant and price.estimate < 0),
         ("Neither effect differs significantly between the normalizations (F-tests of the interaction).",
          all(stats.interaction(cells) > stats.LEVEL for cells in (gap, accuracy))),
     ]

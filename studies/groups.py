@@ -42,7 +42,7 @@ def best_without(results):
 
 
 def compared(results):
-    """Return the accuracies of each cell, and their Differences from 4 groups, corrected for all of them."""
+    """Return the accuracies of each cell, and their differences from 4 groups, corrected for all of them."""
     cells = {key: accuracies(group) for key, group in results.items()}
     return cells, stats.holm({key: stats.contrast(cells, {key: 1, ("gn", 4): -1}) for key in cells if key != ("gn", 4)})
 

@@ -44,7 +44,7 @@ def best(results, line):
 
 def findings(results):
     lost = {key: diverged(group) for key, group in results.items()}
-    cells = {key: accuracies(group) for key, group in results.items() if key[0] != NO_NORM or not lost[key]}
+    cells = {key: accuracies(group) for key, group in results.items()}
     last, low = RATES[-1], best(results, NO_NORM)
     falls = {line: {(line, best(results, line)): 1, (line, last): -1} for line in VARIANTS}
     gn, ln, bn = (stats.welch(cells, falls[line]).size(1) for line in ("gn", "ln", "bn"))
@@ -69,10 +69,11 @@ def table(results):
     rows = []
     for line in LABELS:
         rows.append([LABELS[line]])
+        top = best(results, line)
         for rate in RATES:
             lost, group = diverged(results[line, rate]), results[line, rate]
             text = f"{lost} of {len(group)} diverged" if lost else mean_and_sd(accuracies(group), "{:.1f}")
-            rows[-1].append(bold_if(rate == best(results, line), text))
+            rows[-1].append(bold_if(rate == top, text))
     head = ["validation accuracy, %, at a rate of", *(f"{rate:g}" for rate in RATES)]
     return (f"{markdown(head, rows, '---:')}\nBold: the best mean of its row. Chance is {CHANCE} %. Tests: Welch's, "
             "since standard deviations differ widely.\n")

@@ -62,9 +62,10 @@ def findings(results):
          "layers.", all(0.8 < kept[line] < 1.25 for line in arrives)),
         ("Without normalization, it changes from layer to layer, depending on the initialization. With PyTorch's "
          f"default, which the normalized networks also use, the standard deviation at {layers[-1]} is only "
-         f"{100 * kept[SAME]:.0f} % of its value at {layers[0]}. Then the RMS gradient at {layers[0]} is {{:.0f}} % of "
-         "its value with batch normalization, {:.0f} % with group and {:.0f} % with layer normalization.".format(
-             *(100 * arrives[line] for line in VARIANTS)), kept[SAME] < 0.2 and max(arrives.values()) < 0.3),
+         f"{100 * kept[SAME]:.0f} % of its value at {layers[0]}. Then the RMS gradient at {layers[0]} is "
+         f"{100 * arrives['bn']:.0f} % of its value with batch normalization, {100 * arrives['gn']:.0f} % with group "
+         f"and {100 * arrives['ln']:.0f} % with layer normalization.",
+         kept[SAME] < 0.2 and max(arrives.values()) < 0.3),
         (f"With filters of variance 1 / fan_in, nothing vanishes: the standard deviation at {layers[-1]} is "
          f"{kept[NO_NORM]:.1f} times that at {layers[0]}, and the gradient at {layers[0]} is about as large as with "
          "batch normalization.",

@@ -61,12 +61,11 @@ def welch(cells, weights):
     """Return contrast(), but each cell has a variance of its own (Welch 1947)."""
     parts = {key: weight**2 * statistics.variance(cells[key]) / len(cells[key]) for key, weight in weights.items()}
     df = sum(parts.values()) ** 2 / sum(part**2 / (len(cells[key]) - 1) for key, part in parts.items())
-    estimate = sum(weight * statistics.mean(cells[key]) for key, weight in weights.items())
-    return from_error(estimate, math.sqrt(sum(parts.values())), df)
+    return from_error(contrast(cells, weights).estimate, math.sqrt(sum(parts.values())), df)
 
 
 def from_error(estimate, error, df=math.inf):
-    """Return an Estimate from its standard error and degrees of df."""
+    """Return an Estimate from its standard error and degrees of freedom."""
     error = max(error, 1e-12)
     half = error * float(stats.t.ppf(0.975, df))
     return Estimate(estimate, estimate - half, estimate + half, 2 * float(stats.t.sf(abs(estimate) / error, df)))

