@@ -41,7 +41,7 @@ $(VARIANTS): venv ## train this variant, test it, and write results/<variant>/
 	$(RUN) $@.py $(ARGS)
 
 ifeq ($(strip $(ARGS)),)
-all: venv ## train each variant not yet trained in this clone with the current code, and write the report
+all: venv ## train each variant not yet trained in this clone with the current code, and update README.md and the reports
 	$(RUN) -m studies.run seeds --seeds 0 --jobs $(or $(JOBS),1); status=$$?; \
 	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report reports && exit $$status
 else
@@ -70,7 +70,7 @@ summary: venv ## print the layers and parameters of every variant
 plots: venv ## plot every figure again, and update the numbers in README.md and the reports in results/
 	$(RUN) -m tools.report plots
 
-bench: venv ## measure training throughput, in images per second (two minutes)
+bench: venv ## measure training throughput on the CPU, in images per second (two minutes)
 	$(RUN) -m tools.bench
 
 study-norms: ## plot activations before and after each normalization (seconds)
@@ -82,7 +82,7 @@ study-groups: ## how many groups, from layer to instance normalization? (30 minu
 study-batch-size: ## how small may a batch be? (20 minutes)
 study-learning-rate: ## how high may the learning rate be? (30 minutes)
 study-corruptions: ## which normalization keeps its accuracy on corrupted images? (10 minutes)
-study-ablation: ## what is each choice of the recipe worth? (20 minutes)
+study-ablation: ## what is each choice of the recipe worth? (45 minutes)
 $(STUDIES): venv
 	$(RUN) -m studies.run $(@:study-%=%) $(PARALLEL)
 	$(RUN) -m tools.report reports > /dev/null

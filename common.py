@@ -45,22 +45,22 @@ class Recipe(cli.Options):
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers followed by dropout, separated by spaces", HIDDEN)
+    dropout_after: str = option("c3 c7 C10", "layers followed by dropout", HIDDEN)
     skip: str = option("add", "skip connections; concat needs smaller widths", ("none", "add", "concat"))
     widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of all hidden convolutions",
                                      parse=cli.integers)
     activation: str = option("Hardswish", "activation of hidden layers", ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
-    optimizer: str = option("Muon", "optimizer; Muon is for the hidden convolutions, with SGD for the rest",
-                            tuple(OPTIMIZERS))
+    optimizer: str = option("Muon", "optimizer; sets default learning rates and weight decay; Muon leaves all but "
+                            "hidden convolutions to SGD", tuple(OPTIMIZERS))
     hidden_lr: float = option(None, "peak learning rate of the hidden convolutions, all but c11", "(0, inf)", float)
     other_lr: float = option(None, "peak learning rate of all other parameters", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
     decay_power: float = option(2.0, "exponent of the learning-rate decay: 1 = linear, 0 = none", "[0, inf)")
     momentum: float = option(0.9, "Nesterov momentum of Muon and SGD, beta1 of Adam and AdamW", "[0, 1)")
     weight_decay: float = option(None, "weight decay of the hidden convolutions; ignored with Muon", "[0, inf)", float)
-    ema_decay: float = option(0.995, "decay per step of the weights' moving average (EMA), 0 = no EMA", "[0, 1)")
+    ema_decay: float = option(0.995, "weights' EMA: decay per step, lower in the first steps; 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
     final_translate: int = option(0, "maximum translation in the last epoch; between, it changes linearly", "[0, 31]")
     cutout: int = option(8, "side in pixels of a square that is blanked with probability 0.5 per image", "[0, 32]")
@@ -233,7 +233,7 @@ def build_model(recipe):
     return model
 
 
-def hidden_filters(model):
+def hidden_weights(model):
     """Return the weights of the hidden convolutions: (out_channels, in_channels, height, width) each."""
     return [layer.conv.weight for layer in model.children() if hasattr(layer, "conv")]
 
@@ -268,9 +268,9 @@ class Muon(torch.optim.SGD):
                 self.orthogonalized_step(group["params"], group["lr"], group["momentum"], group["rescale"])
         super().step()
 
-    def orthogonalized_step(self, filters, lr, momentum, rescale):
-        """Update the filters of a parameter group in place, and take their gradients away from SGD."""
-        weights, grads, state = as_matrices(filters), as_matrices([p.grad for p in filters]), self.state[filters[0]]
+    def orthogonalized_step(self, params, lr, momentum, rescale):
+        """Update the weights of a parameter group in place, and take their gradients away from SGD."""
+        weights, grads, state = as_matrices(params), as_matrices([p.grad for p in params]), self.state[params[0]]
         if not state:
             state.update(norm=frobenius_norms(weights), momentum_buffer=torch.zeros_like(grads))
         state["momentum_buffer"].mul_(momentum).add_(grads)
@@ -278,15 +278,15 @@ class Muon(torch.optim.SGD):
         weights -= lr * state["norm"] / frobenius_norms(directions) * directions
         if rescale:
             weights *= state["norm"] / frobenius_norms(weights)
-        for p, matrix in zip(filters, weights, strict=True):
+        for p, matrix in zip(params, weights, strict=True):
             p.copy_(matrix[: len(p), : p[0].numel()].view_as(p))
             p.grad = None
 
 
-def as_matrices(filters):
+def as_matrices(tensors):
     """Stack K weights (out_channels, in_channels, height, width) as matrices (K, M, N), padded with zeros."""
-    rows, columns = max(len(x) for x in filters), max(x[0].numel() for x in filters)
-    return torch.stack([F.pad(x.flatten(1), (0, columns - x[0].numel(), 0, rows - len(x))) for x in filters])
+    rows, columns = max(len(x) for x in tensors), max(x[0].numel() for x in tensors)
+    return torch.stack([F.pad(x.flatten(1), (0, columns - x[0].numel(), 0, rows - len(x))) for x in tensors])
 
 
 def frobenius_norms(matrices):
@@ -297,7 +297,7 @@ def frobenius_norms(matrices):
 def orthogonalize(matrices, steps=3):
     """Bring all but small singular values of (K, M, N) roughly to 1 by Newton-Schulz steps with Muon's coefficients.
 
-    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T. The factors are multiplied first, then x.
+    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T. The polynomials of all steps are multiplied first.
     """
     x = matrices / frobenius_norms(matrices)
     gram, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)
@@ -310,7 +310,7 @@ def orthogonalize(matrices, steps=3):
 
 def build_optimizer(model, recipe, steps):
     """Return the optimizer of a network, and the scheduler of its learning rates over this number of steps."""
-    hidden = hidden_filters(model)
+    hidden = hidden_weights(model)
     others = [p for p in model.parameters() if all(p is not weight for weight in hidden)]
     groups = [{"params": hidden, "orthogonalize": recipe.optimizer == "Muon",
                "rescale": recipe.norm is not None, "weight_decay": recipe.weight_decay},
@@ -357,7 +357,7 @@ class Diverged(RunError):
 class Training:
     """State of a run at an epoch boundary; state_dict() holds all that the remaining epochs depend on.
 
-    `train_set` is a pair of images, uint8 (N, 3, 32, 32), and labels, int64 (N,), on the model's device.
+    `train_set` is a tuple on the model's device: images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
     """
 
     def __init__(self, model, recipe, train_set, seed):

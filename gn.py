@@ -10,9 +10,9 @@ remain, divided by the standard deviation.
 
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization. Training and evaluation do
 the same: no image affects another, no running averages are needed, and a batch may be a single image. The noise of
-batch normalization is missing, too, so the course notes of the assignment add dropout as a regularizer: in training,
-each channel of an image is set to zero with some probability, and the others are scaled up, so that the expected value
-stays the same. Its effect: results/studies.md.
+batch normalization, which can regularize, is missing, too. The assignment's course notes combine group normalization
+with dropout. Here, it is channel dropout: in training, each channel of an image is set to zero with some probability,
+and the others are scaled up, so that the expected value stays the same. Its effect: results/studies.md.
 
 Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
 Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.

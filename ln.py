@@ -9,7 +9,7 @@ divided by the standard deviation. If one channel has a larger mean than another
 batch normalization removes it.
 
 Training and evaluation do the same: no image affects another, and no running averages are needed. Channels do affect
-each other: one with large activations makes all the others smaller.
+each other: one that varies a lot makes the others vary less.
 
 Why not nn.LayerNorm((C, H, W))? It computes the same statistics, but learns a weight and a bias for every single
 element: 2*C*H*W parameters. For 16 channels at 32x32 that is 32,768 in one layer, of the 50,000 that the whole network

@@ -9,7 +9,7 @@ addition if parameters are few.
 
 The input is added to the output of C2, c3, C4, C6, c7, C8, C9 and C10, which have as many input as output channels; or
 input and output of C2, C4, C5, C6, C8, C9 and C10 are concatenated. All three networks have about the same number of
-parameters, and the same recipe, that of the scripts, which was tuned for networks with addition.
+parameters, and the same recipe, that of bn.py, gn.py and ln.py, which was tuned for networks with addition.
 """
 
 from studies import stats, study

@@ -5,7 +5,8 @@ and layer normalization by those of each image itself. So where a corruption shi
 lower contrast does, batch normalization should suffer most. It should recover when its means and variances are
 estimated again from the corrupted images (Schneider et al. 2020, "Improving robustness against common corruptions by
 covariate shift adaptation"); it has then seen all 10,000 test images, without labels. Names and severities are those of
-Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations".
+CIFAR-10-C (Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations").
 """
 
 import copy
@@ -100,7 +101,8 @@ def findings(results):
 
     return [
         (f"At the lowest contrast, group and layer normalization reach {low['gn']:.1f} and {low['ln']:.1f} %, batch "
-         f"normalization {low['bn']:.1f} %, or {low['bn' + ADAPTED]:.1f} % after adaptation to the corrupted images.",
+         f"normalization {low['bn']:.1f} %, or {low['bn' + ADAPTED]:.1f} % after adaptation, that is, with means and "
+         "variances estimated again from the corrupted images.",
          ahead(low, of_contrast) and low["bn" + ADAPTED] > low["bn"] + 5),
         (f"Under the strongest blur, group and layer normalization are ahead, too ({blur['gn']:.1f} and "
          f"{blur['ln']:.1f} against {blur['bn']:.1f} %).", ahead(blur, of_blur)),

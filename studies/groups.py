@@ -7,9 +7,9 @@ per group were worse. Instance normalization (Ulyanov et al. 2016) removes each 
 average pooling uses channel means, so information may be lost.
 
 A network without normalization is shown next to them. Its filters start with variance 1 / fan_in (LeCun et al. 1998,
-"Efficient BackProp"). With normalization, the optimizer rescales the weights of each convolution, all filters together,
-to their initial Frobenius norm after each step; without normalization, it does not rescale. The network without
-normalization is trained with three settings of the learning rates: those of the scripts, half and twice as high.
+"Efficient BackProp"). With normalization, the optimizer rescales the weights of each convolution except c11 to their
+initial Frobenius norm after each step; without normalization, it does not rescale. The network without normalization is
+trained with three settings of the learning rates: those of bn.py, half and twice as high.
 """
 
 import statistics

@@ -53,14 +53,15 @@ def findings(results):
     tests = stats.holm(more | {NO_NORM: stats.welch(cells, {("bn", low): 1, (NO_NORM, low): -1})})
     limit = min((rate for rate in RATES if lost[NO_NORM, rate]), default=last)
     return [
-        (f"At a rate of {last:g}, the highest tried (for all convolutions except c11), batch normalization is {bn} "
-         f"percentage points less accurate than at its best rate, group normalization {gn} and layer normalization "
-         f"{ln}. Without normalization, some or all runs diverge at {limit:g} and above.",
+        (f"With a learning rate of {last:g}, the highest tried (for all convolutions except c11), networks are less "
+         f"accurate than at their best rate: by {bn} percentage points with batch normalization, {gn} with group and "
+         f"{ln} with layer normalization. Without normalization, some or all runs diverge at {limit:g} and above.",
          all(tests[line].significant and tests[line].estimate > 0 for line in more) and limit < last and
          not any(lost[line, rate] for line in VARIANTS for rate in RATES) and
          all(lost[NO_NORM, rate] for rate in RATES if rate >= limit)),
-        (f"Batch normalization helps at low rates, too: at {low:g}, the best rate without normalization, it is "
-         f"{tests[NO_NORM].size(1)} percentage points more accurate than without.",
+        (f"Batch normalization helps at low rates, too: at {low:g}, the best rate of networks without normalization, "
+         "it is "
+         f"{tests[NO_NORM].size(1)} percentage points more accurate than they are.",
          tests[NO_NORM].significant and tests[NO_NORM].estimate > 0),
     ]
 
@@ -75,8 +76,8 @@ def table(results):
             text = f"{lost} of {len(group)} diverged" if lost else mean_and_sd(accuracies(group), "{:.1f}")
             rows[-1].append(bold_if(rate == top, text))
     head = ["validation accuracy, %, at a rate of", *(f"{rate:g}" for rate in RATES)]
-    return (f"{markdown(head, rows, '---:')}\nBold: the best mean of its row. Chance is {CHANCE} %. Tests: Welch's, "
-            "since standard deviations differ widely.\n")
+    return (f"{markdown(head, rows, '---:')}\nBold: the best mean of its row, among rates at which no run "
+            f"diverged. Chance is {CHANCE} %. Tests: Welch's, since standard deviations differ widely.\n")
 
 
 def plot(results):

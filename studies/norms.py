@@ -4,13 +4,13 @@ Each normalization subtracts from activations (N, C, H, W) the mean of a set of 
 deviation; they differ in the set (Wu and He 2018, "Group Normalization", figure 2). For batch normalization, the set is
 one channel in all images of the batch, so after it, each channel has mean 0 and standard deviation 1. For group and
 layer normalization, it is several or all channels of one image: together, those have mean 0 and standard deviation 1.
-For instance normalization, which is shown in the table below, it is one channel of one image.
+Instance normalization, for which the set is one channel of one image, is in the table below.
 
 If all values of a set are multiplied by the same positive factor, the output does not change (Ba et al. 2016, "Layer
 Normalization", table 1). If a filter is multiplied by a factor, so is its output channel. So batch normalization is
 invariant to the scale of each filter, group normalization to a common scale of the filters of a group, and layer
 normalization only to a common scale of all filters of the layer. Group and layer normalization are also invariant to
-the scale of an image.
+the multiplication of an image by a factor.
 """
 
 import numpy
@@ -60,10 +60,7 @@ def changes(norm, x):
 
 
 def measure():
-    """Return {variant: {"before" and "after": histograms(), "changes": changes()}}, and "in": changes of instance norm.
-
-    Changes are those of C1, which sees the image itself.
-    """
+    """Return {variant: {"before" and "after": histograms(), "changes": those of C1}}; "in": instance norm, in ln."""
     images, targets = cifar10.load("train")
     images, numbers, instance = images[common.split_indices(targets)[1][:IMAGES]], {}, {}
     for variant in [group[0]["variant"] for group in runs.published()]:
@@ -74,7 +71,8 @@ def measure():
                 norm, norm_of_first = (common.build_norm(recipe, values.shape[1]).train() for values in (x, first))
                 numbers[variant] = {"before": histograms(x), "after": histograms(norm(x)),
                                     "changes": changes(norm_of_first, first)}
-                instance["in"] = {"changes": changes(nn.GroupNorm(first.shape[1], first.shape[1]), first)}
+                if variant == "ln":
+                    instance["in"] = {"changes": changes(nn.GroupNorm(first.shape[1], first.shape[1]), first)}
     return numbers | instance
 
 
@@ -141,8 +139,8 @@ def findings(results):
          "all filters of a layer, but only batch and instance normalization to the scale of a single filter.",
          all(values["filters"] < 0.01 for values in (bn, gn, ln, instance)) and
          max(bn["filter"], instance["filter"]) < 0.01 < 0.1 < min(gn["filter"], ln["filter"])),
-        ("Group, layer and instance normalization are invariant to the scale of an image. Batch normalization is not; "
-         "in training, scaling one image also changes the outputs for the others.",
+        (f"In training, multiplying one image by {FACTOR} does not change the output of group, layer and instance "
+         "normalization. With batch normalization, it changes the output for that image and for the others.",
          max(values[key] for values in (gn, ln, instance) for key in ("image", "others")) < 0.01 and
          min(bn["image"], bn["others"]) > 0.1),
     ]
@@ -150,7 +148,7 @@ def findings(results):
 
 def table(results):
     shown = {variant: results[variant] for variant in (*runs.variants(), "in") if variant in results}
-    names = LABELS | {"in": "instance norm"}
+    names = LABELS | {"in": "instance norm, applied in the network with layer norm"}
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
     head = ["change of the normalized output of C1", *(names.get(name, name) for name in shown)]

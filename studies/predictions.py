@@ -23,7 +23,7 @@ from support import files, runs
 from support.plots import percent
 
 BINS = 15  # of confidence, of equal width
-SETTING = ("3 seeds, 10,000 test images, intervals over both; those of ensembles over images;\n"
+SETTING = ("3 seeds, 10,000 test images; intervals account for both, those of ensembles for the images alone;\n"
            "the variance over seeds is pooled over the normalizations")
 
 
@@ -133,4 +133,4 @@ def table(results):
         pairs.append([names, bold_if(test.significant, test.text()), f"{test.p:.2g}",
                       percent([results["disagreement"][pair]])])
     between = ["", "difference, percentage points", "p (Holm)", "the two predict different classes, %"]
-    return f"{markdown(head, rows, '---:')}\n{markdown(between, pairs, '---:')}"
+    return f"{markdown(head, rows, '---:')}\n{markdown(between, pairs, '---:')}\nBold: significant.\n"

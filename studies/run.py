@@ -37,19 +37,20 @@ def run_study(module, options):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m studies.run", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("study", type=lambda name: name.replace("_", "-"),
-                        choices=["seeds", "quick", *(name.replace("_", "-") for name in NAMES)], help="quick: norms, "
-                        "signals and predictions; seeds: train each variant that has no current run, per seed")
+    parser.add_argument("study", choices=["seeds", "quick", *map(study.target_of, STUDIES)],
+                        help="quick: norms, signals and predictions; seeds: train each variant with each seed of "
+                        "--seeds, unless this clone has such a run of the current code")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU, one)")
     parser.add_argument("--list", action="store_true",
                         help="print the command of each missing run, one per line, and run nothing")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="seeds of `seeds` (default: 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2),
+                        help="random seeds, only for `seeds` (default: 0 1 2)")
     options = parser.parse_args(argv)
     with cli.exit_on_error(options.study):
         if options.study == "seeds":
             return train_seeds(options)
         for module in STUDIES:
-            if study.name_of(module) in (QUICK if options.study == "quick" else [options.study.replace("-", "_")]):
+            if study.target_of(module) in (QUICK if options.study == "quick" else [options.study]):
                 run_study(module, options)
 
 

@@ -18,8 +18,8 @@ from support import cifar10, plots, runs
 IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
 NAMES = LABELS | {SAME: "no norm, PyTorch's default initialization", NO_NORM: "no norm, filters of variance 1 / fan_in"}
 SETTING = (f"untrained networks of {len(SEEDS)} seeds, {IMAGES} training images; all with skip connections; outputs: "
-           "after the activation, before the input is added;\nmax pooling before C4 and C8 keeps one position of "
-           "four, so gradients are larger after it; bands: one standard deviation;\n"
+           "after the activation, before the input is added;\nmax pooling after c3 and c7 passes the gradient on "
+           "to one position of four, which about halves its RMS; bands: one standard deviation;\n"
            "left: the lines of the three normalizations coincide; right: those of group and layer norm almost do")
 
 
@@ -50,26 +50,24 @@ def measure():
 
 
 def findings(results):
-    layers = list(results["bn"])
+    first, *_, last = results["bn"]
 
     def mean(line, quantity, layer):
         return statistics.mean(pair[quantity] for pair in results[line][layer])
 
-    kept = {line: mean(line, 0, layers[-1]) / mean(line, 0, layers[0]) for line in results}
-    arrives = {line: mean(SAME, 1, layers[0]) / mean(line, 1, layers[0]) for line in VARIANTS}
+    kept = {line: mean(line, 0, last) / mean(line, 0, first) for line in results}
+    arrives = {line: 100 * mean(SAME, 1, first) / mean(line, 1, first) for line in VARIANTS}
     return [
         ("With each of the three normalizations, the standard deviation of layer outputs is about the same in all "
          "layers.", all(0.8 < kept[line] < 1.25 for line in arrives)),
         ("Without normalization, it changes from layer to layer, depending on the initialization. With PyTorch's "
-         f"default, which the normalized networks also use, the standard deviation at {layers[-1]} is only "
-         f"{100 * kept[SAME]:.0f} % of its value at {layers[0]}. Then the RMS gradient at {layers[0]} is "
-         f"{100 * arrives['bn']:.0f} % of its value with batch normalization, {100 * arrives['gn']:.0f} % with group "
-         f"and {100 * arrives['ln']:.0f} % with layer normalization.",
-         kept[SAME] < 0.2 and max(arrives.values()) < 0.3),
-        (f"With filters of variance 1 / fan_in, nothing vanishes: the standard deviation at {layers[-1]} is "
-         f"{kept[NO_NORM]:.1f} times that at {layers[0]}, and the gradient at {layers[0]} is about as large as with "
-         "batch normalization.",
-         kept[NO_NORM] > 1 and 0.8 < mean(NO_NORM, 1, layers[0]) / mean("bn", 1, layers[0]) < 1.25),
+         f"default, which the normalized networks also use, the standard deviation at {last} is "
+         f"{100 * kept[SAME]:.0f} % of that at {first}, and the RMS gradient w.r.t. the output of {first} is "
+         f"{arrives['bn']:.0f} % of that with batch, {arrives['gn']:.0f} % of that with group and {arrives['ln']:.0f} "
+         "% of that with layer normalization.", kept[SAME] < 0.2 and max(arrives.values()) < 30),
+        (f"With filters of variance 1 / fan_in, nothing vanishes: the standard deviation at {last} is "
+         f"{kept[NO_NORM]:.1f} times that at {first}, and that gradient is about as large as with batch "
+         "normalization.", kept[NO_NORM] > 1 and 0.8 < mean(NO_NORM, 1, first) / mean("bn", 1, first) < 1.25),
     ]
 
 

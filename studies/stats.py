@@ -13,11 +13,10 @@ from typing import NamedTuple
 from scipy import stats
 
 LEVEL = 0.05
-DEFINITION = (f'Unless stated otherwise, "significant" means p < {LEVEL:g} in a t-test with a standard deviation '
-              "pooled over the table; it assumes that all cells have the same. P-values are corrected by Holm's method "
-              "over the comparisons in a table; those in a row of averages over the normalizations are a family of "
-              "their own. Square brackets: 95 % confidence intervals, not corrected for multiple comparisons. ±: "
-              "sample standard deviation over seeds.")
+DEFINITION = (f'"Significant" means p < {LEVEL:g}, in a t-test with a standard deviation pooled over the table (which '
+              "assumes equal variances), unless the study names another test. P-values are corrected by Holm's method "
+              "for all comparisons in a table; averages over the normalizations are corrected as another family. "
+              "Square brackets: 95 % confidence intervals, not corrected. ±: standard deviation over seeds.")
 
 
 class Estimate(NamedTuple):

@@ -39,7 +39,7 @@ def option(default, help, valid="", parse=None):
 
     `parse` turns text into a value; without it, the type of the default does.
     """
-    help += f", out of {' '.join(valid)}" * isinstance(valid, list)
+    help += f", quoted if several, out of {' '.join(valid)}" * isinstance(valid, list)
     return dataclasses.field(default=default, metadata={"help": help, "valid": valid, "parse": parse})
 
 
@@ -110,8 +110,8 @@ def parse_args(script, argv=None):
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="ignore the checkpoint of a run that "
                         "was interrupted, and train from the beginning")
     parser.add_argument("--no-test", dest="test", action="store_false", help="do not evaluate on the test set")
-    parser.add_argument("--metrics-only", action="store_true", help="save metrics alone, as in bn-epochs=5.json: no "
-                        "weights, predictions or figures")
+    parser.add_argument("--metrics-only", action="store_true", help="save only the metrics, in a file such as "
+                        "bn-epochs=5.json: no weights, predictions or figures")
     parser.add_argument("--output-dir", type=Path, default=files.RESULTS, metavar="FOLDER",
                         help="folder to save the run in (default: results)")
     if script.norm:

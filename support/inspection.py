@@ -23,7 +23,8 @@ def check_network(model, shape, autocast):
 
 
 def summarize(model):
-    """Return torchinfo's summary of a network for one image: str() it, .total_params, .total_mult_adds."""
+    """Return torchinfo's table of a network for one image, its parameters and multiply-accumulates (MACs)."""
     columns = ("output_size", "kernel_size", "num_params", "mult_adds")
-    return torchinfo.summary(model, input_data=torch.zeros(1, 3, 32, 32), col_names=columns,
+    info = torchinfo.summary(model, input_data=torch.zeros(1, 3, 32, 32), col_names=columns,
                              row_settings=["var_names"], device="cpu", verbose=0)
+    return str(info).replace("Units.MEGABYTES", "millions"), info.total_params, info.total_mult_adds

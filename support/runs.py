@@ -32,11 +32,11 @@ SAME = ("recipe", "code", "torch", "device", "precision")  # what the pooled run
 
 def new_metrics(options, precision, model, train_images, staging):
     """Write summary.txt, and return the metrics of a run: those known before training, the others None."""
-    summary = inspection.summarize(model)
+    summary, parameters, macs = inspection.summarize(model)
     write_file(staging / "summary.txt", f"{summary}\n".encode())
     return dict.fromkeys(METRICS) | machine.environment(options.device, precision) | options.identity | {
         "code": code_digest(options.identity["variant"]), "checkout": checkout_id(), "train_images": train_images,
-        "parameters": summary.total_params, "macs": summary.total_mult_adds, "stopped_early": False, "diverged": False}
+        "parameters": parameters, "macs": macs, "stopped_early": False, "diverged": False}
 
 
 def save(metrics, tensors, staging, options):

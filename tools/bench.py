@@ -11,6 +11,7 @@ import time
 import torch
 
 import common
+from studies.study import markdown
 from support import cli, files, machine, runs
 from support.files import write_file
 
@@ -48,11 +49,10 @@ def saved_page():
     if not path.exists():
         return None
     saved = runs.read_json(path)[0]
-    rows = [f"| {name} | {1 / statistics.median(values):,.0f} | {min(values) / max(values):.0%} |"
+    rows = [[name, f"{1 / statistics.median(values):,.0f}", f"{min(values) / max(values):.0%}"]
             for name, values in saved["seconds_per_image"].items()]
-    return "\n".join(["# Speed\n", f"Written by `make bench`. Measured on: {saved['machine']}.\n",
-                      f"|  | training images per second, median of {ROUNDS} rounds | slowest round, % of the fastest |",
-                      "| --- | ---: | ---: |", *rows, ""])
+    head = ["", f"training images per second, median of {ROUNDS} rounds", "slowest round, % of the fastest"]
+    return f"# Speed\n\nWritten by `make bench`. Measured on: {saved['machine']}.\n\n{markdown(head, rows, '---:')}"
 
 
 def main():

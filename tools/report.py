@@ -7,7 +7,7 @@ import statistics
 import common
 from studies import connections, dropout, stats, study
 from studies.run import STUDIES
-from studies.study import accuracies, by_cell, gaps, markdown, name_of, origin, plot_study, results_of
+from studies.study import accuracies, by_cell, gaps, markdown, name_of, origin, plot_study, results_of, target_of
 from support import cifar10, cli, files, inspection, plots, runs
 from support.files import RunError, write_file
 from support.plots import mean_and_sd, percent
@@ -20,7 +20,7 @@ REFERENCES = [  # test accuracy in percent as the authors report it, and how the
      "test set"),
     ("another student's solution, link lost", {"bn": "79.0", "gn": "78.8", "ln": "78.3"}, "test set"),
 ]
-HEADLINES = "predictions batch_size dropout connections groups".split()  # whose first finding README has
+HEADLINES = "predictions connections dropout groups batch_size".split()  # whose first finding README has
 NAMES = {"bn": "Batch Normalization", "gn": "Group Normalization", "ln": "Layer Normalization"}
 LINKS = """\
 - Batch normalization: [Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)
@@ -81,9 +81,10 @@ def references_table(groups):
 def report(groups):
     """Return a report on groups of runs in the form of the assignment's course notes, as Markdown."""
     found = {group[0]["variant"]: group for group in groups}
-    parts = ["# Results\n\nWritten by `make all`, `make seeds` and `make plots` from the saved runs. In "
-             "the next three sections, figures and numbers are of one run; parentheses have the mean ± standard "
-             'deviation of n seeds; lines marked "study" are from separate runs.\n']
+    parts = ["# Results\n\nWritten by `make` from the saved runs. In the next three sections, plots and numbers are of "
+             'one run; parentheses: mean ± standard deviation of n seeds; "study": means over seeds from the studies. '
+             "In the network of the course assignment ([README](../README.md)), C is a 3x3 convolution, c a 1x1 "
+             "convolution, P a 2x2 max pool, GAP global average pooling.\n"]
     for variant in dict.fromkeys([*NAMES, *runs.variants()]):
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
@@ -93,8 +94,9 @@ def report(groups):
     lines = []
     for module in STUDIES:
         results = results_of(module)
-        text = with_setting(module, results) if results else f"not measured yet: {target_of(module)}."
-        lines.append(f"- {study.title_of(module)}: {text}\n")
+        text = (f"{study.findings_text(module, results)}{origin(module)}" if results else
+                f"Not measured yet: `make study-{target_of(module)}`.")
+        lines.append(f"- **{study.title_of(module)}** ({setting_of(module)}). {text}\n")
     return "\n".join([*parts, f"## Findings\n\nFrom [the studies](studies.md). {stats.DEFINITION}\n",
                       "".join(lines), f"## Links\n\n{LINKS}"])
 
@@ -104,9 +106,9 @@ def section(group):
     run, name = group[0], group[0]["run"]
     recipe, best, history = run["recipe"], run["best_epoch"], run["history"]
     layers = " ".join(common.LAYERS)
-    special = [f"normalized by `{recipe['norm']}`"]
+    special = [f"normalized by `{recipe['norm']}`", f"skip connections: {recipe['skip']}"]
     special += [f"number of groups: {recipe['groups']}"] * (recipe["groups"] is not None)
-    special += [f"dropout: {recipe['dropout']:g} after {recipe['dropout_after']}"] * bool(recipe["dropout"])
+    special += [f"channel dropout: {recipe['dropout']:g} after {recipe['dropout_after']}"] * bool(recipe["dropout"])
 
     def mean(key, text="{:.2f}", scale=100):
         many = f" ({mean_and_sd([scale * run[key] for run in group], text)}, n = {len(group)})" * (len(group) > 1)
@@ -125,7 +127,8 @@ def section(group):
                  f"{recipe['patience']} epochs; best epoch {best}" if run["stopped_early"] else
                  f"- Early stopping did not occur: the lowest validation loss, {history['val_loss'][best - 1]:.3f}, "
                  f"was reached in epoch {best} of {run['epochs']}")
-    lines += [effect(dropout, run["variant"], "Dropout", {rate: f"rate {rate:g}" for rate in dropout.RATES}),
+    lines += [effect(dropout, run["variant"], "Channel dropout after c3, c7 and C10",
+                     {rate: f"rate {rate:g}" for rate in dropout.RATES}),
               effect(connections, run["variant"], "Skip connections", connections.NAMES)]
     figures = [f"![{title} of {name}]({name}/{file}.png)\n" for title, file in (
         ("Loss and accuracy per epoch", "curves"), ("Confusion matrix", "confusion"), ("Mistakes", "misclassified"))]
@@ -133,20 +136,15 @@ def section(group):
     return "\n".join([
         f"### Target\n\nTrain the network `{layers}` with fewer than {common.MAX_PARAMETERS:,} parameters (it has "
         f"{run['parameters']:,}) in at most {common.MAX_EPOCHS} epochs (here {recipe['epochs']}, on "
-        f"{run['train_images']:,} images), {'; '.join(special)}.\n",
+        f"{run['train_images']:,} images, seed {run['seed']}), {'; '.join(special)}.\n",
         "### Results\n", *lines, "", *figures[:2], "### Misclassified images\n", figures[2]])
-
-
-def target_of(module):
-    """Return the Make target that runs a study, as Markdown."""
-    return f"`make study-{name_of(module).replace('_', '-')}`"
 
 
 def effect(module, variant, title, names):
     """Return a line on what a study measured for a variant, or on how to measure it."""
     cells = {names[x]: group for (line, x), group in (by_cell(module) or {}).items() if line == variant}
     if not cells:
-        return f"- {title}: not measured for this variant" + f": {target_of(module)}" * (variant in NAMES)
+        return f"- {title}: not measured for this variant" + f": `make study-{target_of(module)}`" * (variant in NAMES)
     reached = ", ".join(f"{mean_and_sd(accuracies(group))} % ({x})" for x, group in cells.items())
     apart = ", ".join(mean_and_sd(gaps(group)) for group in cells.values())
     setting = "{train_images:,} images, {recipe[epochs]} epochs".format(**next(iter(cells.values()))[0])
@@ -167,24 +165,24 @@ def studies_page():
             parts += [f"![{title}]({name}.png)\n"] * hasattr(module, "plot")
             tables = f"{module.table(results)}\n" if hasattr(module, "table") else ""
             parts.append(f"{study.findings_text(module, results)}{origin(module)}\n\n{tables}"
-                         f"Setting: {setting}{study.made_on(module)}. Run by {target_of(module)}.\n")
+                         f"Setting: {setting}{study.made_on(module)}. Run by `make study-{target_of(module)}`.\n")
         else:
-            parts.append(f"Not measured yet: {target_of(module)}.\n")
+            parts.append(f"Not measured yet: `make study-{target_of(module)}`.\n")
     return "\n".join(parts)
 
 
-def with_setting(module, results, count=None):
-    """Return the first findings of a study with their setting, and how its recipes differ from today's."""
-    return f"{study.findings_text(module, results, count)} ({module.SETTING.partition(';')[0]}){origin(module)}"
+def setting_of(module):
+    """Return the first part of a study's setting, up to a semicolon."""
+    return module.SETTING.partition(";")[0]
 
 
 def headlines():
     """Return the list of findings in README.md."""
-    by_name = {name_of(module): (module, results) for module in STUDIES if (results := results_of(module))}
-    lines = [f"- {with_setting(*by_name[name], 1)}\n" for name in HEADLINES if name in by_name]
+    lines = [f"- {study.findings_text(module, results, 1)} ({setting_of(module)}){origin(module)}\n"
+             for module in STUDIES if name_of(module) in HEADLINES and (results := results_of(module))]
     return "".join(lines) + (
-        "\nSquare brackets: 95 % confidence intervals, not corrected. All differences with one are significant: "
-        "p < 0.05 in a t-test after Holm's correction.\n")
+        "\nSquare brackets: 95 % confidence intervals, not corrected for multiple comparisons. All "
+        "differences with an interval are significant: p < 0.05 in a t-test, after Holm's correction of p.\n")
 
 
 def pages():
@@ -278,12 +276,11 @@ def summary():
     for variant in runs.variants():
         print(f"{variant}.py")
         try:
-            info = inspection.summarize(common.build_model(runs.load_script(variant)))
+            text, parameters, _ = inspection.summarize(common.build_model(runs.load_script(variant)))
         except RunError as error:
             print(error)
             continue
-        print(str(info).replace("Units.MEGABYTES", "millions"))
-        print(f"{info.total_params:,} parameters, fewer than {common.MAX_PARAMETERS:,}\n")
+        print(f"{text}\n{parameters:,} parameters, fewer than {common.MAX_PARAMETERS:,}\n")
 
 
 def main(argv=None):
@@ -292,8 +289,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__.partition("\n")[0])
     parser.add_argument("command", choices=commands, help="data: download CIFAR-10 if it is missing, and check it; "
                         "summary: print the layers; plots: plot all figures, and write the reports; reports: write "
-                        "them alone; check: evaluate the saved weights again, and check the reports; show "
-                        "FLAGS: print the table of the runs made with FLAGS, and write results/README-FLAGS.md")
+                        "only the reports and comparison.png; check: evaluate the saved weights again, and check the "
+                        "reports; show FLAGS: print the table of the runs made with FLAGS, and write "
+                        "a report on them, such as results/README-epochs=5.md")
     parser.add_argument("args", nargs=argparse.REMAINDER, metavar="FLAGS", help="such as --epochs 5")
     options = parser.parse_args(argv)
     with cli.exit_on_error(options.command, "run the same command again"):
