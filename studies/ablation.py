@@ -4,7 +4,8 @@ Each row is the recipe of bn.py, gn.py and ln.py with one change (Meyes et al. 2
 Neural Networks"). SGD has the Nesterov momentum of Muon, 0.9, the same learning rate for all parameters, a weight decay
 of 0.0005 for all convolutions except c11, and does not rescale weights. Runs of 10 epochs on 10,000 images say little
 about what works against overfitting, so augmentation and dropout are not among the changes. Dropout, groups and skip
-connections have studies of their own, and learning rates were compared in full runs (results/tried.md).
+connections have studies of their own. Learning rates and linear decay were tried in full runs, too; there, linear decay
+made no significant difference (results/tried.md).
 """
 
 from studies import stats
@@ -59,7 +60,7 @@ def table(results):
     rows = [[row, *(mean_and_sd(cells[variant, row]) for variant in VARIANTS), texts.get(row, "")]
             for row in (RECIPE, *CHANGES)]
     head = ["validation accuracy, %", *(LABELS[variant] for variant in VARIANTS), "difference, averaged"]
-    return f"{markdown(head, rows, '---:')}\nBold: significant, compared with the recipe.\n"
+    return f"{markdown(head, rows, '---:')}\nBold: averaged differences that are significant.\n"
 
 
 def plot(results):

@@ -26,7 +26,7 @@ from support.plots import mean_and_sd
 
 SIZES, BATCH = (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
-SETTING = ("trained networks of 3 seeds; left: 4,992 validation images, BN uses the statistics of each batch;\n"
+SETTING = ("left: trained networks of 3 seeds; 4,992 validation images, BN uses the statistics of each batch;\n"
            f"right: new networks, {len(SEEDS)} seeds for each size, {IMAGES:,} training images, {EPOCHS} epochs, each "
            f"batch of {BATCH} is split into ghost batches;\nbands: one standard deviation; GN, LN: only 2 and 128")
 

@@ -24,7 +24,7 @@ WAYS = {  # how layers are connected -> flags
 NAMES = {"none": "none", "add": "added", "concat": "concatenated"}
 SEEDS = (0, 1, 2)
 SETTING = ("45,000 training images, 20 epochs, 3 seeds; gap: training (without augmentation and dropout)\n"
-           "minus validation accuracy; bars: 95 % confidence intervals of the means")
+           "minus validation accuracy; bars: 95 % confidence intervals, pooled standard deviation")
 MEASURES = {"validation accuracy, %": accuracies, "validation loss": losses,
             "generalization gap, percentage points": gaps}
 

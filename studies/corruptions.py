@@ -104,8 +104,8 @@ def findings(results):
          f"normalization {low['bn']:.1f} %, or {low['bn' + ADAPTED]:.1f} % after adaptation, that is, with means and "
          "variances estimated again from the corrupted images.",
          ahead(low, of_contrast) and low["bn" + ADAPTED] > low["bn"] + 5),
-        (f"Under the strongest blur, group and layer normalization are ahead, too ({blur['gn']:.1f} and "
-         f"{blur['ln']:.1f} against {blur['bn']:.1f} %).", ahead(blur, of_blur)),
+        (f"Without adaptation, group and layer normalization are ahead under the strongest blur, too ({blur['gn']:.1f} "
+         f"and {blur['ln']:.1f} against {blur['bn']:.1f} %).", ahead(blur, of_blur)),
         (f"Under the strongest noise, no difference is significant in Tukey's test (batch {noise['bn']:.1f}, group "
          f"{noise['gn']:.1f}, layer {noise['ln']:.1f} %), but adaptation to it helps batch normalization "
          f"({noise['bn' + ADAPTED]:.1f} %).",

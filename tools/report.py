@@ -172,8 +172,8 @@ def studies_page():
 
 
 def setting_of(module):
-    """Return the first part of a study's setting, up to a semicolon."""
-    return module.SETTING.partition(";")[0]
+    """Return the first part of a study's setting, up to a semicolon; in a caption, it may be that of the left axes."""
+    return module.SETTING.partition(";")[0].removeprefix("left: ")
 
 
 def headlines():
