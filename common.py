@@ -60,7 +60,7 @@ class Recipe(cli.Options):
     decay_power: float = option(2.0, "exponent of the learning-rate decay: 1 = linear, 0 = none", "[0, inf)")
     momentum: float = option(0.9, "Nesterov momentum of Muon and SGD, beta1 of Adam and AdamW", "[0, 1)")
     weight_decay: float = option(None, "weight decay of the hidden convolutions; ignored with Muon", "[0, inf)", float)
-    ema_decay: float = option(0.995, "weights' EMA: decay per step, lower in the first steps; 0 = no EMA", "[0, 1)")
+    ema_decay: float = option(0.995, "weights' EMA: decay per step, lower in the first epochs; 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
     final_translate: int = option(0, "maximum translation in the last epoch; between, it changes linearly", "[0, 31]")
     cutout: int = option(8, "side in pixels of a square that is blanked with probability 0.5 per image", "[0, 32]")
@@ -250,7 +250,7 @@ def autocast(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bfloat16")
 
 
-# --- Optimizer: Muon for hidden convolutions, SGD for the rest; one-cycle schedule; moving average of the weights ---
+# --- Optimizer: Muon for hidden convolutions, SGD for the rest; one-cycle schedule; EMA of the weights ---
 
 
 class Muon(torch.optim.SGD):

@@ -104,8 +104,8 @@ def findings(results):
          "other.", flat < 0.05),
         ("If each training batch of 128 is split into ghost batches of 2, each normalized alone, batch normalization "
          f"is {tests[2].size(1)} percentage points less accurate than without splitting; with ghost batches of "
-         f"{max(unlike, default=2) * 2} or more, no significant difference from that was found ({IMAGES:,} "
-         f"training images, {EPOCHS} epochs, {len(SEEDS)} seeds).",
+         f"{max(unlike, default=2) * 2} or more, no significant difference from training without splitting "
+         f"was found ({IMAGES:,} training images, {EPOCHS} epochs, {len(SEEDS)} seeds).",
          tests[2].significant and tests[2].estimate < 0 and max(unlike) < 64),
     ]
 

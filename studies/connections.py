@@ -4,12 +4,12 @@ The assignment asks to try adding the output of one layer to that of another. If
 signals and gradients have a direct path, and deep networks train better (He et al. 2016, "Deep Residual Learning for
 Image Recognition"). With only ten normalized convolutions, this network should hardly need skip connections. If inputs
 are concatenated instead, each layer of a block also sees the outputs of the earlier ones, so a small number of filters
-gives many input channels (Huang et al. 2017, "Densely Connected Convolutional Networks"). That may help more than
-addition if parameters are few.
+gives many input channels (Huang et al. 2017, "Densely Connected Convolutional Networks").
 
 The input is added to the output of C2, c3, C4, C6, c7, C8, C9 and C10, which have as many input as output channels; or
 input and output of C2, C4, C5, C6, C8, C9 and C10 are concatenated. All three networks have about the same number of
-parameters, and the same recipe, that of bn.py, gn.py and ln.py, which was tuned for networks with addition.
+parameters, so with concatenation, most layers have fewer filters. Otherwise, the recipe is that of bn.py, gn.py and
+ln.py, which was tuned for networks with addition.
 """
 
 from studies import stats, study

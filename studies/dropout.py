@@ -4,8 +4,7 @@ The assignment's course notes say that dropout "makes a significant difference t
 2014, "Dropout", lead one to expect: the gap between training and validation accuracy should narrow, and validation
 accuracy rise. There is reason for doubt. Batch normalization's running variances are estimated with dropout on, so they
 do not match the activations in evaluation, when it is off (Li et al. 2019, "Understanding the Disharmony between
-Dropout and Batch Normalization by Variance Shift"). And a network of fewer than 50,000 parameters may be too small to
-overfit much.
+Dropout and Batch Normalization by Variance Shift"). And a network of fewer than 50,000 parameters may hardly overfit.
 """
 
 from studies import stats, study

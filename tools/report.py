@@ -82,9 +82,9 @@ def report(groups):
     """Return a report on groups of runs in the form of the assignment's course notes, as Markdown."""
     found = {group[0]["variant"]: group for group in groups}
     parts = ["# Results\n\nWritten by `make` from the saved runs. In the next three sections, plots and numbers are of "
-             'one run; parentheses: mean ± standard deviation of n seeds; "study": means over seeds from the studies. '
-             "In the network of the course assignment ([README](../README.md)), C is a 3x3 convolution, c a 1x1 "
-             "convolution, P a 2x2 max pool, GAP global average pooling.\n"]
+             "one run, with the mean ± standard deviation of n seeds in parentheses; in lines with *study*, all "
+             "numbers are such means. In the network of the course assignment ([README](../README.md)), C is a 3x3 "
+             "convolution, c a 1x1 convolution, P a 2x2 max pool, GAP global average pooling.\n"]
     for variant in dict.fromkeys([*NAMES, *runs.variants()]):
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
