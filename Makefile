@@ -49,7 +49,7 @@ all: $(VARIANTS)
 	$(RUN) -m tools.report show $(ARGS)
 endif
 
-seeds: venv ## the same with seeds 0, 1 and 2, several runs at a time (GPU: one)
+seeds: venv ## the same with seeds 0, 1 and 2, several runs at a time (one on a GPU)
 	$(RUN) -m studies.run seeds $(PARALLEL); status=$$?; \
 	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report reports && exit $$status
 
@@ -82,7 +82,7 @@ study-groups: ## how many groups, from layer to instance normalization? (30 minu
 study-batch-size: ## how small may a batch be? (20 minutes)
 study-learning-rate: ## how high may the learning rate be? (30 minutes)
 study-corruptions: ## which normalization keeps its accuracy on corrupted images? (10 minutes)
-study-ablation: ## what are Muon, Hardswish, EMA and quadratic decay worth? (45 minutes)
+study-ablation: ## what are Muon, Hardswish, EMA and quadratic learning-rate decay worth? (45 minutes)
 $(STUDIES): venv
 	$(RUN) -m studies.run $(@:study-%=%) $(PARALLEL)
 	$(RUN) -m tools.report reports > /dev/null

@@ -47,19 +47,19 @@ class Recipe(cli.Options):
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
     dropout_after: str = option("c3 c7 C10", "layers followed by dropout", HIDDEN)
     skip: str = option("add", "skip connections; concat needs smaller widths", ("none", "add", "concat"))
-    widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())), "output channels of all hidden convolutions",
-                                     parse=cli.integers)
+    widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())),
+                                     "output channels of all convolutions except c11", parse=cli.integers)
     activation: str = option("Hardswish", "activation of hidden layers", ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
-    optimizer: str = option("Muon", "optimizer; sets default learning rates and weight decay; Muon leaves all but "
-                            "hidden convolutions to SGD", tuple(OPTIMIZERS))
-    hidden_lr: float = option(None, "peak learning rate of the hidden convolutions, all but c11", "(0, inf)", float)
+    optimizer: str = option("Muon", "optimizer; sets default learning rates and weight decay; Muon trains all "
+                            "convolutions except c11, SGD the rest", tuple(OPTIMIZERS))
+    hidden_lr: float = option(None, "peak learning rate of all convolutions except c11", "(0, inf)", float)
     other_lr: float = option(None, "peak learning rate of all other parameters", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
     decay_power: float = option(2.0, "exponent of the learning-rate decay: 1 = linear, 0 = none", "[0, inf)")
     momentum: float = option(0.9, "Nesterov momentum of Muon and SGD, beta1 of Adam and AdamW", "[0, 1)")
-    weight_decay: float = option(None, "weight decay of the hidden convolutions; ignored with Muon", "[0, inf)", float)
+    weight_decay: float = option(None, "weight decay of convolutions except c11; ignored by Muon", "[0, inf)", float)
     ema_decay: float = option(0.995, "weights' EMA: decay per step, lower in the first epochs; 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
     final_translate: int = option(0, "maximum translation in the last epoch; between, it changes linearly", "[0, 31]")
@@ -257,7 +257,7 @@ class Muon(torch.optim.SGD):
     """SGD, but parameter groups with "orthogonalize" are updated by their orthogonalized momentum.
 
     So most singular values of an update are about equal (Jordan et al. 2024, "Muon: An optimizer for hidden layers in
-    neural networks"). Unlike there, the Frobenius norm of an update is the learning rate times that of the initial
+    neural networks"). Here, the Frobenius norm of an update is the learning rate times that of the initial
     weights, and "rescale" restores the initial norm of weights after each step. torch.optim.Muon takes only matrices.
     """
 

@@ -1,4 +1,4 @@
-"""What Muon, Hardswish, EMA and quadratic decay are worth.
+"""What Muon, Hardswish, EMA and quadratic learning-rate decay are worth.
 
 Each row is the recipe of bn.py, gn.py and ln.py with one change (Meyes et al. 2019, "Ablation Studies in Artificial
 Neural Networks"). SGD has the Nesterov momentum of Muon, 0.9, the same learning rate for all parameters, a weight decay

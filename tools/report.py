@@ -147,7 +147,7 @@ def effect(module, variant, title, names):
         return f"- {title}: not measured for this variant" + f": `make study-{target_of(module)}`" * (variant in NAMES)
     reached = ", ".join(f"{mean_and_sd(accuracies(group))} % ({x})" for x, group in cells.items())
     apart = ", ".join(mean_and_sd(gaps(group)) for group in cells.values())
-    setting = "{train_images:,} images, {recipe[epochs]} epochs".format(**next(iter(cells.values()))[0])
+    setting = "{train_images:,} training images, {recipe[epochs]} epochs".format(**next(iter(cells.values()))[0])
     return (f"- {title} ([study](studies.md), {setting}): validation accuracy {reached}; training minus validation "
             f"accuracy, in the same order, {apart} percentage points{origin(module, variant)}")
 
