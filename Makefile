@@ -33,7 +33,7 @@ TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal test_common.
   clean venv
 .DEFAULT_GOAL := help
 
-help: ## print this list (times are for two CPU cores)
+help: ## print this list (times are for two CPU cores, if no run is saved yet)
 	@sed -n -e 's/^\$$(VARIANTS)/$(VARIANTS)/' -e 's/^\([A-Za-z0-9_ -]*\):[^#]*## /\1: /p' Makefile | \
 	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-19s %s\n", names[i], $$2 }'
 
@@ -53,7 +53,7 @@ seeds: venv ## the same with seeds 0, 1 and 2, several runs at a time (one on a 
 	$(RUN) -m studies.run seeds $(PARALLEL); status=$$?; \
 	  $(RUN) -m studies.run quick > /dev/null && $(RUN) -m tools.report reports && exit $$status
 
-test: venv ## check the code style and run the tests (one minute; no data set or internet needed)
+test: venv ## check the code style and run the tests (one minute; no data set needed)
 	@$(RUN) -c "import pytest, ruff, xdist" || { echo '$(RUN) lacks a requirement: see requirements.txt' >&2; exit 1; }
 	$(RUN) -m ruff check
 	$(TEST) -m "not slow"

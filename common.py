@@ -125,8 +125,8 @@ def augment(images, dy, dx, flip, top, left, cutout):
     """Flip, translate with reflection padding, and cut out, image by image: uint8 (N, 3, 32, 32) -> the same.
 
     Pixel (y, x) of the output shows pixel (y + dy, x + dx) of the image, or of the flipped image.
-    DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with Cutout": a square of the
-    mean color; theirs may cross the border.
+    Cutout blanks a square with the mean color. In DeVries and Taylor 2017, "Improved Regularization of Convolutional
+    Neural Networks with Cutout", it may cross the border; here it does not.
     """
     last = images.shape[-1] - 1
     pixel = torch.arange(last + 1, device=images.device)
@@ -340,7 +340,7 @@ def build_ema(model, decay, scheduler):
     """
     def move(averages, values, _):  # called per data type; num_batches_tracked is an integer
         if averages[0].is_floating_point():
-            step = scheduler.last_epoch  # an int: reading AveragedModel's own count would wait for the device
+            step = scheduler.last_epoch  # an int; reading the tensor `_` would synchronize with the device
             torch._foreach_lerp_(averages, values, max(1 - decay, 10 / (10 + step)))
         else:
             torch._foreach_copy_(averages, values)
@@ -439,7 +439,7 @@ def train_epoch(training, epoch):
         losses[step], correct[step] = loss.detach(), (logits.argmax(1) == targets[index]).float().mean()
         rates += training.scheduler.get_last_lr()[:1]
         training.scheduler.step()
-    if not losses.isfinite().all():  # only now: inside the loop, this would wait for a GPU
+    if not losses.isfinite().all():  # only now: in the loop, this would synchronize with the GPU
         step = losses.isfinite().tolist().index(False)
         raise Diverged(f"epoch {epoch}, step {step + 1} of {steps}: the loss is {losses[step].item()} "
                        f"at hidden learning rate {rates[step]:.3g}: try a lower --hidden-lr or --other-lr")
@@ -524,7 +524,7 @@ def run(recipe, options):
                 "epochs": len(history), "best_epoch": min(history, key=lambda row: row["val_loss"])["epoch"],
                 "stopped_early": len(history) < recipe.epochs,
                 "seconds": round(seconds + time.perf_counter() - start, 1), "history": history}
-        if not diverged or options.run != recipe.variant:  # if bn.py diverges, results/bn stays
+        if not diverged or options.run != recipe.variant:  # if bn.py diverges, the earlier results/bn stays
             runs.save(metrics, tensors, staging, options)
         checkpoint.path.unlink(missing_ok=True)  # last, so that a run killed before can resume
         if diverged:

@@ -12,7 +12,7 @@ G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance no
 the same: no image affects another, no running averages are needed, and a batch may be a single image. The noise of
 batch normalization, which can regularize, is missing, too. The assignment's course notes combine group normalization
 with dropout. Here, it is channel dropout: in training, each channel of an image is set to zero with some probability,
-and the others are scaled up, so that the expected value stays the same. Its effect: results/studies.md.
+and the others are scaled up, so that the expected value stays the same. What stronger dropout does: results/studies.md.
 
 Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
 Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.

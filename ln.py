@@ -1,8 +1,8 @@
 """Layer normalization: a mean and a variance per image, over all channels and positions.
 
-For activations x of shape (N, C, H, W), they are computed over the axes (C, H, W): one mean and one variance per image,
-N of each, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. In PyTorch,
-it is nn.GroupNorm(1, C).
+For activations x of shape (N, C, H, W), mean and variance are computed over the axes (C, H, W): N of each, one per
+image, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. In PyTorch, it is
+nn.GroupNorm(1, C).
 
 It removes the scale and the offset of each image. Differences between channels and positions within an image remain,
 divided by the standard deviation. If one channel has a larger mean than another in every image, that difference stays;

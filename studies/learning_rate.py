@@ -53,7 +53,7 @@ def findings(results):
     tests = stats.holm(more | {NO_NORM: stats.welch(cells, {("bn", low): 1, (NO_NORM, low): -1})})
     limit = min((rate for rate in RATES if lost[NO_NORM, rate]), default=last)
     return [
-        (f"With a learning rate of {last:g} for all convolutions except c11, the highest tried, networks are less "
+        (f"At the highest learning rate tried, {last:g} for all convolutions except c11, networks are less "
          f"accurate than at their best rate: by {bn} percentage points with batch normalization, {gn} with group and "
          f"{ln} with layer normalization. Without normalization, some or all runs diverge at {limit:g} and above.",
          all(tests[line].significant and tests[line].estimate > 0 for line in more) and limit < last and

@@ -27,7 +27,7 @@ CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
 SETTING = (f"trained networks of seed 0, {IMAGES} validation images; left: elements that share a mean and a variance;\n"
            f"middle and right: histograms of the first {CHANNELS} channels of {LAYER} (group norm: one group),\n"
            "one line per channel, in training mode, before the learned weight and bias")
-CHANGES = {"filter": "one filter × 10 (mean over filters)", "filters": "all filters × 10",
+CHANGES = {"filter": "one filter × 10: whole output (mean over filters)", "filters": "all filters × 10: whole output",
            "image": "one image × 10: its own output", "others": "one image × 10: output of the other images"}
 
 

@@ -60,8 +60,8 @@ def findings(results):
     return [
         ("With each of the three normalizations, the standard deviation of layer outputs is about the same in all "
          "layers.", all(0.8 < kept[line] < 1.25 for line in arrives)),
-        ("Without normalization, it depends on the initialization. With PyTorch's default, as in the normalized "
-         f"networks, it is {100 * kept[SAME]:.0f} % as large at {last} as at {first}, and the RMS gradient w.r.t. the "
+        ("Without normalization, it depends on the initialization. With that of the normalized networks, PyTorch's "
+         f"default, it is {100 * kept[SAME]:.0f} % as large at {last} as at {first}, and the RMS gradient w.r.t. the "
          f"output of {first} is {arrives['bn']:.0f} % as large as with batch, {arrives['gn']:.0f} % as large as with "
          f"group and {arrives['ln']:.0f} % as large as with layer normalization.",
          kept[SAME] < 0.2 and max(arrives.values()) < 30),
