@@ -52,9 +52,9 @@ class Recipe(cli.Options):
     activation: str = option("Hardswish", "activation of hidden layers", ("ReLU", "Hardswish", "SiLU", "GELU"))
     epochs: int = option(20, "passes over the training images", f"[1, {MAX_EPOCHS}]")
     batch_size: int = option(128, "images per training step", "[1, inf)")
-    optimizer: str = option("Muon", "optimizer; sets default learning rates and weight decay; Muon trains all "
-                            "convolutions except c11, SGD the rest", tuple(OPTIMIZERS))
-    hidden_lr: float = option(None, "peak learning rate of all convolutions except c11", "(0, inf)", float)
+    optimizer: str = option("Muon", "optimizer; sets default learning rates and weight decay; with Muon, SGD "
+                            "trains c11, biases and norm parameters", tuple(OPTIMIZERS))
+    hidden_lr: float = option(None, "peak learning rate of all convolution weights except c11's", "(0, inf)", float)
     other_lr: float = option(None, "peak learning rate of all other parameters", "(0, inf)", float)
     warmup_fraction: float = option(0.2, "fraction of the steps before the learning rate peaks", "[0, 1]")
     decay_power: float = option(2.0, "exponent of the learning-rate decay: 1 = linear, 0 = none", "[0, inf)")
@@ -62,7 +62,7 @@ class Recipe(cli.Options):
     weight_decay: float = option(None, "weight decay of convolutions except c11; ignored by Muon", "[0, inf)", float)
     ema_decay: float = option(0.995, "weights' EMA: decay per step, lower in the first epochs; 0 = no EMA", "[0, 1)")
     translate: int = option(4, "maximum translation of training images in the first epoch, in pixels", "[0, 31]")
-    final_translate: int = option(0, "maximum translation in the last epoch; between, it changes linearly", "[0, 31]")
+    final_translate: int = option(0, "maximum translation in the last epoch, reached linearly", "[0, 31]")
     cutout: int = option(8, "side in pixels of a square that is blanked with probability 0.5 per image", "[0, 32]")
     flip: bool = option(True, "flip training images horizontally with probability 0.5")
     patience: int = option(8, "epochs without a lower validation loss before training stops", "[1, inf)")

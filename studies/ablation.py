@@ -11,7 +11,6 @@ made no significant difference (results/tried.md).
 from studies import stats
 from studies.study import LABELS, SEEDS, SHORT, VARIANTS, accuracies, bold_if, markdown
 from support import plots
-from support.plots import mean_and_sd
 
 RECIPE = "the recipe"
 SETTING = f"10,000 training images, 10 epochs, {len(SEEDS)} seeds; means over normalizations, 95 % confidence intervals"
@@ -57,7 +56,7 @@ def findings(results):
 def table(results):
     cells, tests = effects(results)
     texts = {change: bold_if(test.significant, test.text()) for change, test in tests.items()}
-    rows = [[row, *(mean_and_sd(cells[variant, row]) for variant in VARIANTS), texts.get(row, "")]
+    rows = [[row, *(plots.mean_and_sd(cells[variant, row]) for variant in VARIANTS), texts.get(row, "")]
             for row in (RECIPE, *CHANGES)]
     head = ["validation accuracy, %", *(LABELS[variant] for variant in VARIANTS), "difference, averaged"]
     return f"{markdown(head, rows, '---:')}\nBold: averaged differences that are significant.\n"

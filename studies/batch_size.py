@@ -5,7 +5,8 @@ layer normalization look at one image at a time, and are not affected (Wu and He
 A smaller batch changes more than statistics, though: the number of steps and the noise of the gradient. So here each
 batch has 128 images, and is split into ghost batches of 2 to 128 images, each normalized with its own means and
 variances, as each of several GPUs does with its own images (Hoffer et al. 2017, "Train longer, generalize better").
-Nothing else differs; the running averages are taken over the same number of images for every size of ghost batches.
+Nothing else differs; the momentum of the running averages is scaled with the size of ghost batches, so they average
+over equally many images.
 
 Separately, the trained networks of bn.py, gn.py and ln.py are evaluated in batches of different sizes. There, batch
 normalization uses the statistics of the batch instead of its running averages: that shows how much the noisy statistics
@@ -22,13 +23,12 @@ import common
 from studies import stats
 from studies.study import LABELS, SEEDS, VARIANTS, markdown, plot_line
 from support import cifar10, files, machine, plots, runs
-from support.plots import mean_and_sd
 
 SIZES, BATCH = (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
 SETTING = ("left: trained networks of 3 seeds; 4,992 validation images, BN uses the statistics of each batch;\n"
-           f"right: new networks, {len(SEEDS)} seeds for each size, {IMAGES:,} training images, {EPOCHS} epochs, each "
-           f"batch of {BATCH} is split into ghost batches;\nbands: one standard deviation; GN, LN: only 2 and 128")
+           f"right: new networks, {len(SEEDS)} seeds for each size, {IMAGES:,} training images, {EPOCHS} epochs, no "
+           f"dropout;\nbatches of {BATCH} are split into ghost batches; bands: one standard deviation")
 
 
 class GhostBatches(nn.Module):
@@ -113,7 +113,7 @@ def findings(results):
 def table(results):
     parts, titles = [], ("by the size of batches in evaluation", "by the size of ghost batches in training")
     for part, title in zip(("evaluated", "trained"), titles, strict=True):
-        rows = [[LABELS.get(variant, variant), *(mean_and_sd([100 * value for value in values[str(size)]])
+        rows = [[LABELS.get(variant, variant), *(plots.mean_and_sd([100 * value for value in values[str(size)]])
                  if str(size) in values else "" for size in SIZES)] for variant, values in results[part].items()]
         parts.append(markdown([f"validation accuracy, %, {title}", *map(str, SIZES)], rows, "---:"))
     return "\n".join([*parts, "Tests: in evaluation, paired t-tests of the same networks; in training, a standard "

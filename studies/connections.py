@@ -3,8 +3,8 @@
 The assignment asks to try adding the output of one layer to that of another. If a layer's input is added to its output,
 signals and gradients have a direct path, and deep networks train better (He et al. 2016, "Deep Residual Learning for
 Image Recognition"). With only ten normalized convolutions, this network should hardly need skip connections. If inputs
-are concatenated instead, each layer of a block also sees the outputs of the earlier ones, so a small number of filters
-gives many input channels (Huang et al. 2017, "Densely Connected Convolutional Networks").
+are concatenated instead, each layer also sees the outputs of earlier ones, so a small number of filters gives many
+input channels (Huang et al. 2017, "Densely Connected Convolutional Networks").
 
 The input is added to the output of C2, c3, C4, C6, c7, C8, C9 and C10, which have as many input as output channels; or
 input and output of C2, C4, C5, C6, C8, C9 and C10 are concatenated. All three networks have about the same number of
@@ -44,8 +44,8 @@ def findings(results):
          f"{none['ln'].size()} percentage points of validation accuracy; for batch normalization, no significant "
          "difference was found.", apart and not none["bn"].significant and
          all(none[v].significant and none[v].estimate < 0 for v in ("gn", "ln"))),
-        (f"With concatenation instead of addition, batch normalization gains {concat['bn'].size()} for {macs:.0%} more "
-         "MACs; for group and layer normalization, no significant difference was found.",
+        (f"With concatenation instead of addition, batch normalization gains {concat['bn'].size()} points for "
+         f"{macs:.0%} more MACs; for group and layer normalization, no significant difference was found.",
          apart and concat["bn"].estimate > 0 and [concat[v].significant for v in VARIANTS] == [True, False, False]),
     ]
 

@@ -25,7 +25,7 @@ from support.plots import percent
 
 SEVERITIES = (1, 3, 5)  # of five
 SETTING = ("trained networks of 3 seeds, the 10,000 test images; severity 0: uncorrupted; bands: one standard "
-           "deviation;\nadapted: means and variances estimated again from the corrupted images")
+           "deviation;\nadapted: means and variances estimated again from the images of each severity")
 
 
 def gaussian_noise(images, deviation):
@@ -115,7 +115,7 @@ def findings(results):
 
 def title(line):
     name = line.removesuffix(ADAPTED)
-    return f"{LABELS.get(name, name)}{', adapted to the corrupted images' * line.endswith(ADAPTED)}"
+    return f"{LABELS.get(name, name)}{', adapted to the images of the row' * line.endswith(ADAPTED)}"
 
 
 def table(results):

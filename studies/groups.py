@@ -6,10 +6,11 @@ groups best among fixed numbers of groups, and 16 channels best among fixed size
 per group were worse. Instance normalization (Ulyanov et al. 2016) removes each channel's mean over the image. Global
 average pooling uses channel means, so information may be lost.
 
-A network without normalization is shown next to them. Its filters start with variance 1 / fan_in (LeCun et al. 1998,
-"Efficient BackProp"). With normalization, the optimizer rescales the weights of each convolution except c11 to their
-initial Frobenius norm after each step; without normalization, it does not rescale. The network without normalization is
-trained with three settings of the learning rates: those of bn.py, half and twice as high.
+Batch normalization and a network without normalization are shown, too. Filters of the latter start with variance 1 /
+fan_in (LeCun et al. 1998, "Efficient BackProp"). With normalization, the optimizer rescales the weights of each
+convolution except c11 to their initial Frobenius norm after each step; without normalization, it does not rescale. The
+network without normalization is trained with three settings of the learning rates: the usual ones (those of bn.py),
+half and double.
 """
 
 import statistics
@@ -17,7 +18,6 @@ import statistics
 from studies import stats
 from studies.study import LABELS, NO_NORM, SEEDS, SHORT, accuracies, bold_if, markdown, plot_line, plot_lines
 from support import plots
-from support.plots import mean_and_sd
 
 GROUPS = {1: "1", 2: "2", 4: "4", 8: "8", "channels": "one per channel"}
 REFERENCES = {  # line -> x -> flags of bn.py
@@ -67,7 +67,7 @@ def table(results):
     names = {("gn", groups): f"{label} group{'s' * (groups != 1)}" for groups, label in GROUPS.items()}
     names |= {(NO_NORM, x): f"no norm, {x} learning rates" for x in REFERENCES[NO_NORM]} | {("bn", None): LABELS["bn"]}
     rows = [[names[key].replace("channel groups", "channel"), bold_if(key in tests and tests[key].significant,
-             mean_and_sd(values)), tests[key].text() if key in tests else ""] for key, values in cells.items()]
+             plots.mean_and_sd(values)), tests[key].text() if key in tests else ""] for key, values in cells.items()]
     return (markdown(["normalization", "validation accuracy, %", "difference from 4 groups"], rows, "---:") +
             "\nBold: significant, compared with 4 groups.\n")
 

@@ -6,8 +6,8 @@ each filter, group and layer normalization only that of all filters of a group o
 table 1). Bjorck et al. 2018, "Understanding Batch Normalization", see higher learning rates as its main advantage.
 
 The rate here is that of the filters (all convolutions except c11) under plain SGD, without momentum, warm-up,
-learning-rate decay, weight decay and EMA. The learning rate of all other parameters is 0.03 throughout. Without
-normalization, filters start with variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp").
+learning-rate decay, weight decay, EMA and dropout. The learning rate of all other parameters is 0.03 throughout.
+Without normalization, filters start with variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp").
 """
 
 import statistics
@@ -15,7 +15,6 @@ import statistics
 from studies import stats
 from studies.study import LABELS, NO_NORM, SEEDS, VARIANTS, accuracies, bold_if, markdown, plot_line
 from support import plots
-from support.plots import mean_and_sd
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 CHANCE = 10  # percent
@@ -73,7 +72,7 @@ def table(results):
         top = best(results, line)
         for rate in RATES:
             lost, group = diverged(results[line, rate]), results[line, rate]
-            text = f"{lost} of {len(group)} diverged" if lost else mean_and_sd(accuracies(group), "{:.1f}")
+            text = f"{lost} of {len(group)} diverged" if lost else plots.mean_and_sd(accuracies(group), "{:.1f}")
             rows[-1].append(bold_if(rate == top, text))
     head = ["validation accuracy, %, at a rate of", *(f"{rate:g}" for rate in RATES)]
     return (f"{markdown(head, rows, '---:')}\nBold: the best mean of its row, among rates at which no run "

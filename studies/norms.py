@@ -10,7 +10,7 @@ If all values of a set are multiplied by the same positive factor, the output do
 Normalization", table 1). If a filter is multiplied by a factor, so is its output channel. So batch normalization is
 invariant to the scale of each filter, group normalization to a common scale of the filters of a group, and layer
 normalization only to a common scale of all filters of the layer. Group and layer normalization are also invariant to
-the multiplication of an image by a factor.
+the multiplication of an image by a positive factor.
 """
 
 import numpy
@@ -27,7 +27,7 @@ CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
 SETTING = (f"trained networks of seed 0, {IMAGES} validation images; left: elements that share a mean and a variance;\n"
            f"middle and right: histograms of the first {CHANNELS} channels of {LAYER} (group norm: one group),\n"
            "one line per channel, in training mode, before the learned weight and bias")
-CHANGES = {"filter": "one filter × 10: whole output (mean over filters)", "filters": "all filters × 10: whole output",
+CHANGES = {"filter": "one filter × 10: output of all channels", "filters": "all filters × 10: output of all channels",
            "image": "one image × 10: its own output", "others": "one image × 10: output of the other images"}
 
 
@@ -139,8 +139,8 @@ def findings(results):
          "all filters of a layer, but only batch and instance normalization to the scale of a single filter.",
          all(values["filters"] < 0.01 for values in (bn, gn, ln, instance)) and
          max(bn["filter"], instance["filter"]) < 0.01 < 0.1 < min(gn["filter"], ln["filter"])),
-        (f"In training, multiplying one image by {FACTOR} does not change the output of group, layer and instance "
-         "normalization. With batch normalization, it changes the output for that image and for the others.",
+        (f"In training, multiplying one standardized image by {FACTOR} does not change the output of group, layer and "
+         "instance normalization. With batch normalization, it changes the output for that image and for the others.",
          max(values[key] for values in (gn, ln, instance) for key in ("image", "others")) < 0.01 and
          min(bn["image"], bn["others"]) > 0.1),
     ]
@@ -148,8 +148,9 @@ def findings(results):
 
 def table(results):
     shown = {variant: results[variant] for variant in (*runs.variants(), "in") if variant in results}
-    names = LABELS | {"in": "instance norm instead of layer norm, in the network of ln"}
+    names = LABELS | {"in": "instance norm, of the same input as layer norm"}
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
     head = ["change of the normalized output of C1", *(names.get(name, name) for name in shown)]
-    return f"{markdown(head, scaled, '---:')}\nRMS of the change, relative to the RMS of the output; training mode.\n"
+    return f"{markdown(head, scaled, '---:')}\nRMS of the change / RMS of the output, in training " \
+           "mode; one filter: mean over filters.\n"

@@ -60,13 +60,13 @@ def findings(results):
     return [
         ("With each of the three normalizations, the standard deviation of layer outputs is about the same in all "
          "layers.", all(0.8 < kept[line] < 1.25 for line in arrives)),
-        ("Without normalization, it depends on the initialization. With that of the normalized networks, PyTorch's "
-         f"default, it is {100 * kept[SAME]:.0f} % as large at {last} as at {first}, and the RMS gradient w.r.t. the "
-         f"output of {first} is {arrives['bn']:.0f} % as large as with batch, {arrives['gn']:.0f} % as large as with "
-         f"group and {arrives['ln']:.0f} % as large as with layer normalization.",
+        ("Without normalization, the standard deviation depends on the initialization. With PyTorch's default, which "
+         f"the normalized networks use, it is {100 * kept[SAME]:.0f} % as large at {last} as at {first}, and the RMS "
+         f"gradient w.r.t. the output of {first} is {arrives['bn']:.0f} % as large as with batch, {arrives['gn']:.0f} "
+         f"% as large as with group and {arrives['ln']:.0f} % as large as with layer normalization.",
          kept[SAME] < 0.2 and max(arrives.values()) < 30),
         (f"With filters of variance 1 / fan_in, nothing vanishes: the standard deviation at {last} is "
-         f"{kept[NO_NORM]:.1f} times that at {first}, and that gradient is about as large as with batch "
+         f"{kept[NO_NORM]:.1f} times that at {first}, and the RMS gradient is about as large as with batch "
          "normalization.", kept[NO_NORM] > 1 and 0.8 < mean(NO_NORM, 1, first) / mean("bn", 1, first) < 1.25),
     ]
 

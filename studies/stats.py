@@ -13,9 +13,9 @@ from typing import NamedTuple
 from scipy import stats
 
 LEVEL = 0.05
-DEFINITION = (f'"Significant" means p < {LEVEL:g}, in a t-test with a standard deviation pooled over the table (which '
-              "assumes equal variances), unless the study names another test. P-values are corrected by Holm's method "
-              "for all comparisons in a table; averages over the normalizations are corrected as another family. "
+DEFINITION = (f'"Significant" means p < {LEVEL:g}, in a t-test with a standard deviation pooled over the table of the '
+              "study (which assumes equal variances), unless the study names another test. P-values are corrected by "
+              "Holm's method for all comparisons in that table, those of averages over the normalizations separately. "
               "Square brackets: 95 % confidence intervals, not corrected. ±: standard deviation over seeds.")
 
 

@@ -142,8 +142,8 @@ def plot_misclassified(folder, metrics, predictions):
         ax.imshow(image.permute(1, 2, 0).numpy())  # (3, 32, 32) -> (32, 32, 3)
         ax.set_title(f"{CLASSES[true]} → {CLASSES[predicted]}\nconfidence {confidence:.1%}", fontsize=9)
     title = f"{metrics['run']}, seed {metrics['seed']}: the most confident mistake in each true class"
-    save_figure(fig, title, folder / "misclassified.png", "True class → predicted class; confidence: softmax "
-                "probability of the predicted class. CIFAR-10 has some wrong labels.")
+    save_figure(fig, title, folder / "misclassified.png", "Test images: true class → predicted class; confidence: "
+                "softmax probability of the predicted class. CIFAR-10 has some wrong labels.")
 
 
 def plot_comparison(groups, path):

@@ -35,8 +35,8 @@ def test_the_pages_have_the_numbers_of_the_runs_and_the_report_the_assignments_f
         counts = plots.confusion_counts(runs.load_tensors(trained.results / variant, "predictions"))
         share = counts.diag() / counts.sum(1)
         best, worst = (cifar10.CLASSES[index] for index in (share.argmax(), share.argmin()))
-        assert f"Best class: {best} {share.max():.1%}; worst class: {worst} {share.min():.1%}\n" in section
-        *names, count = re.search(r"confusions \(true → predicted\): (\w+) → (\w+): (\d+)", section).groups()
+        assert f"Best class by test accuracy: {best} {share.max():.1%}; worst class: {worst} {share.min():.1%}\n" in section
+        *names, count = re.search(r"confusions of test images \(true → predicted\): (\w+) → (\w+): (\d+)", section).groups()
         assert counts[tuple(map(cifar10.CLASSES.index, names))] == int(count) == counts.fill_diagonal_(0).max()
         assert "Early stopping did not occur" in section and all(
             f"({variant}/{figure}.png)" in section for figure in ("curves", "confusion", "misclassified"))

@@ -121,8 +121,8 @@ def section(group):
         counts = plots.confusion_counts(runs.load_tensors(files.RESULTS / name, "predictions")).fill_diagonal_(0)
         pairs = [divmod(index, len(counts)) for index in counts.flatten().topk(2).indices.tolist()]
         confusions = [f"{cifar10.CLASSES[a]} → {cifar10.CLASSES[b]}: {counts[a, b]}" for a, b in pairs]
-        lines += ["- Best class: {}; worst class: {}".format(*extreme_classes([run])),
-                  f"- Most frequent confusions (true → predicted): {', '.join(confusions)}"]
+        lines += ["- Best class by test accuracy: {}; worst class: {}".format(*extreme_classes([run])),
+                  f"- Most frequent confusions of test images (true → predicted): {', '.join(confusions)}"]
     lines.append(f"- Early stopping: after epoch {run['epochs']}, since the validation loss had not fallen for "
                  f"{recipe['patience']} epochs; best epoch {best}" if run["stopped_early"] else
                  f"- Early stopping did not occur: the lowest validation loss, {history['val_loss'][best - 1]:.3f}, "
@@ -147,7 +147,8 @@ def effect(module, variant, title, names):
         return f"- {title}: not measured for this variant" + f": `make study-{target_of(module)}`" * (variant in NAMES)
     reached = ", ".join(f"{mean_and_sd(accuracies(group))} % ({x})" for x, group in cells.items())
     apart = ", ".join(mean_and_sd(gaps(group)) for group in cells.values())
-    setting = "{train_images:,} training images, {recipe[epochs]} epochs".format(**next(iter(cells.values()))[0])
+    group = next(iter(cells.values()))
+    setting = f"{group[0]['train_images']:,} training images, {group[0]['recipe']['epochs']} epochs, n = {len(group)}"
     return (f"- {title} ([study](studies.md), {setting}): validation accuracy {reached}; training minus validation "
             f"accuracy, in the same order, {apart} percentage points{origin(module, variant)}")
 
