@@ -599,8 +599,8 @@ def test_the_same_seed_gives_the_same_bits_also_when_interrupted(unplotted, caps
 
 
 @pytest.mark.parametrize("change, words", [
-    ("recipe", "another run (recipe was"), ("eps=1e-4", "another run (code was"),
-    ("affine=False", "another run (code was"), ("flag", "")])
+    ("recipe", "another run (recipe was"), ("eps=1e-4", "another run (the code changed"),
+    ("affine=False", "another run (the code changed"), ("flag", "")])
 def test_a_checkpoint_that_does_not_fit_is_set_aside(world, capsys, monkeypatch, change, words):
     recipe, flags = replace(bn.RECIPE, epochs=3, batch_size=64), ["--metrics-only"]
     with monkeypatch.context() as patch:

@@ -98,8 +98,7 @@ def findings(results):
     return [
         ("If evaluation of the trained networks uses the statistics of each batch instead of the running averages, "
          f"validation accuracy with batch normalization is {lost.size(1)} percentage points lower for batches of 2 "
-         "than for batches of 128.",
-         lost.significant and lost.estimate < 0),
+         "than for batches of 128.", lost.significant and lost.estimate < 0),
         ("With group and layer normalization, the size of the batch makes no difference: images do not affect each "
          "other.", flat < 0.05),
         ("If each training batch of 128 is split into ghost batches of 2, each normalized alone, batch normalization "

@@ -152,5 +152,4 @@ def table(results):
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
     head = ["change of the normalized output of C1", *(names.get(name, name) for name in shown)]
-    return f"{markdown(head, scaled, '---:')}\nRMS of the change / RMS of the output, in training " \
-           "mode; one filter: mean over filters.\n"
+    return f"{markdown(head, scaled, '---:')}\nRMS of change / RMS of output, in training; one filter: mean over all.\n"

@@ -227,7 +227,7 @@ def origin(study, only=None):
         try:
             found = files.differences(metrics["recipe"], planned_run(variant, flags)[1])
         except RunError as error:
-            found = [str(error)]
+            found = [str(error) if variant in runs.variants() else "deleted since"]
         changes.setdefault(variant, {}).update(dict.fromkeys(found))
     texts = [f"an earlier {variant}.py: {', '.join(found)}" for variant, found in changes.items() if found]
     return f" [made with {'; '.join(texts)}]" if texts else ""

@@ -154,4 +154,5 @@ class Checkpoint:
 
 def differences(old, new):
     """Return a text for each key whose value differs between two dicts of plain values."""
-    return [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+    return ["the code changed" if key == "code" else f"{key} was {old.get(key)}, is {new[key]}"
+            for key in new if old.get(key) != new[key]]

@@ -129,7 +129,8 @@ def published():
 def left_out(groups):
     """Return a line for each run of a script that published() left out of its groups."""
     pooled = {run["run"] for group in groups for run in group}
-    return [f"left out: {folder.name}, not tested or of other {', '.join(SAME)} than the run of the script today"
+    reason = f"not tested or of other {', '.join(SAME)} than the run of the script today"
+    return [f"left out: {folder.name}, {reason if folder.name.partition('-')[0] in variants() else 'script deleted'}"
             for folder in folders() if re.fullmatch(r"\w+(-seed=\d+)?", folder.name) and folder.name not in pooled]
 
 
@@ -176,8 +177,8 @@ def script_error(name):
 def recipe_of(metrics):
     """Return the recipe of a saved run: that of its script with the saved values. Raises RunError."""
     script, values = load_script(metrics["variant"]), dict(metrics["recipe"])
-    if set(values) != set(cli.to_dict(script)):
-        raise RunError(f"results/{metrics['run']} has other recipe fields than common.py: train it again")
+    if set(values) != set(cli.to_dict(script)) or len(values["widths"]) != len(script.widths):
+        raise RunError(f"results/{metrics['run']} has other recipe fields or layers than common.py: train it again")
     return dataclasses.replace(script, **values | {"norm": script.norm if values["norm"] else None})
 
 

@@ -95,7 +95,7 @@ def test_a_study_runs_what_is_missing_once(copied, tiny, capsys, monkeypatch):
     assert study.origin(tiny) == " [made with an earlier bn.py: translate was 4, is 3]"
     assert len(missing(capsys, "tiny")) == 4
     (copied.folder / "bn.py").unlink()
-    assert len(study.results_of(tiny)) == 2 and "there is no variant 'bn'" in study.origin(tiny)
+    assert len(study.results_of(tiny)) == 2 and "an earlier bn.py: deleted since" in study.origin(tiny)
     assert study.results_of(batch_size) is None and study.origin(batch_size) == ""
     assert call("tiny") == 1 and "tiny: there is no variant 'bn'" in capsys.readouterr().err
 

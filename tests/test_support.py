@@ -219,7 +219,7 @@ def test_a_saved_recipe_is_restored_or_refused_if_it_has_other_fields(trained):
     recipe = runs.recipe_of(metrics)
     assert cli.to_dict(recipe) == metrics["recipe"] and recipe.norm is runs.load_script("gn").norm
     assert runs.recipe_of(metrics | {"recipe": metrics["recipe"] | {"norm": None}}).norm is None
-    with pytest.raises(RunError, match="other recipe fields"):
+    with pytest.raises(RunError, match="other recipe fields or layers"):
         runs.recipe_of(metrics | {"recipe": metrics["recipe"] | {"crop": 4}})
 
 

@@ -70,9 +70,9 @@ def references_table(groups):
     rows = [[who, *(values.get(name, "–") for name in names), chosen] for who, values, chosen in
             [("this project", ours, "validation set"), *REFERENCES]]
     return markdown(["test accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
-        "\nAll have fewer than 50,000 parameters and at most 20 epochs. Our numbers are means over seeds. "
-        "Unlike the others, our recipe has Muon, an EMA of the weights, Hardswish and different augmentation. Only "
-        "ours and woncoh1's have skip connections; woncoh1's layers differ from ours.\n")
+        "\nAll have fewer than 50,000 parameters and at most 20 epochs. ±: over seeds. Unlike the others, "
+        "this project's scripts have Muon, an EMA of the weights, Hardswish and different augmentation. Only they and "
+        "woncoh1's have skip connections; woncoh1's layers differ.\n")
 
 
 # --- The report ---
@@ -81,11 +81,11 @@ def references_table(groups):
 def report(groups):
     """Return a report on groups of runs in the form of the assignment's course notes, as Markdown."""
     found = {group[0]["variant"]: group for group in groups}
-    parts = ["# Results\n\nWritten by `make` from the saved runs. In the next three sections, plots and numbers are of "
-             "one run, with the mean ± standard deviation of n seeds in parentheses; in lines with *study*, all "
+    parts = ["# Results\n\nWritten by `make` from the saved runs. In the section of a normalization, plots and numbers "
+             "are of one run, with mean ± standard deviation of n seeds in parentheses; in lines with *study*, all "
              "numbers are such means. In the network of the course assignment ([README](../README.md)), C is a 3x3 "
              "convolution, c a 1x1 convolution, P a 2x2 max pool, GAP global average pooling.\n"]
-    for variant in dict.fromkeys([*NAMES, *runs.variants()]):
+    for variant in runs.variants():
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
                      f"{runs.script_error(variant) or f'No tested run: `make {variant}` trains it'}.\n")
