@@ -159,9 +159,9 @@ def mean_and_std(device):
 class Network(nn.Module):
     """The assignment's layers with optional skip connections: float (N, 3, 32, 32) -> logits (N, 10).
 
-    "add": the input of a convolution is added to the output of its block if both have the same number of channels
-    (He et al. 2016, "Deep Residual Learning for Image Recognition"); "concat": input and output of each C block except
-    C1 are concatenated (Huang et al. 2017, "Densely Connected Convolutional Networks").
+    "add": the input of each conv_block() is added to its output if both have the same number of channels (He et al.
+    2016, "Deep Residual Learning for Image Recognition"); "concat": input and output of each 3x3 conv_block() except C1
+    are concatenated (Huang et al. 2017, "Densely Connected Convolutional Networks").
     """
 
     def __init__(self, recipe):
@@ -257,8 +257,8 @@ class Muon(torch.optim.SGD):
     """SGD, but parameter groups with "orthogonalize" are updated by their orthogonalized momentum.
 
     So most singular values of an update are about equal (Jordan et al. 2024, "Muon: An optimizer for hidden layers in
-    neural networks"). Here, the Frobenius norm of an update is the learning rate times that of the initial
-    weights, and "rescale" restores the initial norm of weights after each step. torch.optim.Muon takes only matrices.
+    neural networks"). Here, the Frobenius norm of an update is the learning rate times the norm of the initial weights,
+    and "rescale" restores the initial norm of weights after each step. torch.optim.Muon takes only matrices.
     """
 
     @torch.no_grad()
@@ -297,7 +297,7 @@ def frobenius_norms(matrices):
 def orthogonalize(matrices, steps=3):
     """Bring all but small singular values of (K, M, N) roughly to 1 by Newton-Schulz steps with Muon's coefficients.
 
-    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T. The polynomials of all steps are multiplied first.
+    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T. The factors are multiplied before x.
     """
     x = matrices / frobenius_norms(matrices)
     gram, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)

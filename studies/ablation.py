@@ -3,9 +3,8 @@
 Each row is the recipe of bn.py, gn.py and ln.py with one change (Meyes et al. 2019, "Ablation Studies in Artificial
 Neural Networks"). SGD has the Nesterov momentum of Muon, 0.9, the same learning rate for all parameters, a weight decay
 of 0.0005 for all convolutions except c11, and does not rescale weights. Runs of 10 epochs on 10,000 images say little
-about what works against overfitting, so augmentation and dropout are not among the changes. Dropout, groups and skip
-connections have studies of their own. Learning rates and linear decay were tried in full runs, too; there, linear decay
-made no significant difference (results/tried.md).
+about what works against overfitting, so augmentation and dropout are not among the changes. Learning rates and linear
+decay were tried in full runs, too; there, linear decay made no significant difference (results/tried.md).
 """
 
 from studies import stats

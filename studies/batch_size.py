@@ -26,7 +26,7 @@ from support import cifar10, files, machine, plots, runs
 
 SIZES, BATCH = (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
-SETTING = ("left: trained networks of 3 seeds; 4,992 validation images, BN uses the statistics of each batch;\n"
+SETTING = ("left: trained networks of 3 seeds; 4,992 of 5,000 validation images, BN uses statistics of each batch;\n"
            f"right: new networks, {len(SEEDS)} seeds for each size, {IMAGES:,} training images, {EPOCHS} epochs, no "
            f"dropout;\nbatches of {BATCH} are split into ghost batches; bands: one standard deviation")
 

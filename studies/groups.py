@@ -2,15 +2,14 @@
 
 With one group, group normalization is layer normalization (ln.py differs in rounding alone); with one group per
 channel, it is instance normalization. For a large network on ImageNet, Wu and He 2018, "Group Normalization", found 32
-groups best among fixed numbers of groups, and 16 channels best among fixed sizes of groups; one group and one channel
-per group were worse. Instance normalization (Ulyanov et al. 2016) removes each channel's mean over the image. Global
-average pooling uses channel means, so information may be lost.
+groups best among fixed numbers of groups, and 16 channels best among fixed sizes of groups; the extremes, a single
+group and groups of a single channel, were worse. Instance normalization (Ulyanov et al. 2016) removes each channel's
+mean over the image. Global average pooling uses channel means, so information may be lost.
 
 Batch normalization and a network without normalization are shown, too. Filters of the latter start with variance 1 /
 fan_in (LeCun et al. 1998, "Efficient BackProp"). With normalization, the optimizer rescales the weights of each
-convolution except c11 to their initial Frobenius norm after each step; without normalization, it does not rescale. The
-network without normalization is trained with three settings of the learning rates: the usual ones (those of bn.py),
-half and double.
+convolution except c11 to their initial Frobenius norm after each step; without normalization, it does not. The network
+without normalization is trained with three settings of the learning rates: as usual (in bn.py), half and double.
 """
 
 import statistics

@@ -148,7 +148,7 @@ def findings(results):
 
 def table(results):
     shown = {variant: results[variant] for variant in (*runs.variants(), "in") if variant in results}
-    names = LABELS | {"in": "instance norm, of the same input as layer norm"}
+    names = LABELS | {"in": "instance norm, on the input of layer norm"}
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
     head = ["change of the normalized output of C1", *(names.get(name, name) for name in shown)]

@@ -66,8 +66,9 @@ def findings(results):
          f"% as large as with group and {arrives['ln']:.0f} % as large as with layer normalization.",
          kept[SAME] < 0.2 and max(arrives.values()) < 30),
         (f"With filters of variance 1 / fan_in, nothing vanishes: the standard deviation at {last} is "
-         f"{kept[NO_NORM]:.1f} times that at {first}, and the RMS gradient is about as large as with batch "
-         "normalization.", kept[NO_NORM] > 1 and 0.8 < mean(NO_NORM, 1, first) / mean("bn", 1, first) < 1.25),
+         f"{kept[NO_NORM]:.1f} times that at {first}, and the RMS gradient w.r.t. the output of {first} about as "
+         "large as with batch normalization.",
+         kept[NO_NORM] > 1 and 0.8 < mean(NO_NORM, 1, first) / mean("bn", 1, first) < 1.25),
     ]
 
 

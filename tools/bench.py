@@ -51,7 +51,7 @@ def saved_page():
     saved = runs.read_json(path)[0]
     rows = [[name, f"{1 / statistics.median(values):,.0f}", f"{min(values) / max(values):.0%}"]
             for name, values in saved["seconds_per_image"].items()]
-    head = ["", f"training images per second, median of {ROUNDS} rounds", "slowest round: speed, % of the fastest"]
+    head = ["", f"training images per second, median of {ROUNDS} rounds", "speed of slowest round, % of fastest"]
     return f"# Speed\n\nWritten by `make bench`. Measured on: {saved['machine']}.\n\n{markdown(head, rows, '---:')}"
 
 
