@@ -45,7 +45,7 @@ class Recipe(cli.Options):
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers followed by dropout", HIDDEN)
+    dropout_after: str = option("c3 c7 C10", "layers followed by dropout, before skip connections", HIDDEN)
     skip: str = option("add", "skip connections; concat needs smaller widths", ("none", "add", "concat"))
     widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())),
                                      "output channels of all convolutions except c11", parse=cli.integers)
@@ -142,7 +142,7 @@ def augment(images, dy, dx, flip, top, left, cutout):
 
 
 def normalize(images):
-    """Return (x / 255 - MEAN) / STD of uint8 (N, 3, 32, 32), float32 in channels_last layout."""
+    """Return (x / 255 - MEAN) / STD of uint8 (N, 3, 32, 32), float32 in channels_last memory format."""
     mean, std = mean_and_std(images.device)
     return images.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
@@ -297,7 +297,7 @@ def frobenius_norms(matrices):
 def orthogonalize(matrices, steps=3):
     """Bring all but small singular values of (K, M, N) roughly to 1 by Newton-Schulz steps with Muon's coefficients.
 
-    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T. The factors are multiplied before x.
+    A step is x -> (3.4445 - 4.7750 g + 2.0315 g^2) x with g = x x.T. Steps are combined, then applied to x.
     """
     x = matrices / frobenius_norms(matrices)
     gram, one = x @ x.mT, torch.eye(x.shape[1], device=x.device)

@@ -148,8 +148,8 @@ def findings(results):
 
 def table(results):
     shown = {variant: results[variant] for variant in (*runs.variants(), "in") if variant in results}
-    names = LABELS | {"in": "instance norm, on the input of layer norm"}
+    names = LABELS | {"in": "instance norm, in place of layer norm in its network"}
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
     head = ["change of the normalized output of C1", *(names.get(name, name) for name in shown)]
-    return f"{markdown(head, scaled, '---:')}\nRMS of change / RMS of output, in training; one filter: mean over all.\n"
+    return f"{markdown(head, scaled, '---:')}\nRMS of change / RMS of output, in training; one filter: mean of all 16.\n"

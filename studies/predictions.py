@@ -23,8 +23,8 @@ from support import files, runs
 from support.plots import percent
 
 BINS = 15  # of confidence, of equal width
-SETTING = ("3 seeds, 10,000 test images; intervals account for both, those of ensembles for the images alone;\n"
-           "the variance over seeds is pooled over the normalizations")
+SETTING = ("3 seeds, 10,000 test images; intervals and p-values account for both, intervals of ensembles for images\n"
+           "alone; the variance over seeds is pooled over the normalizations")
 
 
 def calibration_error(probabilities, targets):
@@ -110,8 +110,8 @@ def findings(results):
         (f"On the test images, batch normalization is more accurate than group normalization by {group.size()} "
          f"percentage points, and than layer normalization by {layer.size()}.",
          min(group.estimate, layer.estimate) > 0 and group.significant and layer.significant),
-        (f"Two networks with different normalizations predict different classes for {span(other)} % of the test "
-         f"images, two seeds of one normalization for {span(same)} %.", min(other) > min(same)),
+        (f"On average, two networks with different normalizations predict different classes for {span(other)} % of the "
+         f"test images, two seeds of one normalization for {span(same)} %.", min(other) > min(same)),
         (f"An ensemble of all networks of one normalization is {span(gain)} percentage points more accurate than its "
          "members on average.", min(gain) > 0.01),
         (f"Single networks are well calibrated: expected calibration error {span(errors)} %.", max(errors) < 0.02),

@@ -71,8 +71,8 @@ def references_table(groups):
             [("this project", ours, "validation set"), *REFERENCES]]
     return markdown(["test accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
         "\nAll have fewer than 50,000 parameters and at most 20 epochs. ±: over seeds. Unlike the others, "
-        "this project's scripts have Muon, an EMA of the weights, Hardswish and different augmentation. Only they and "
-        "woncoh1's have skip connections; woncoh1's layers differ.\n")
+        "this project's scripts have Muon, an EMA of the weights, Hardswish and different augmentation. Only this "
+        "project's and woncoh1's networks have skip connections; woncoh1's layers differ.\n")
 
 
 # --- The report ---
