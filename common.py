@@ -45,7 +45,7 @@ class Recipe(cli.Options):
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
     dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers followed by dropout, before skip connections", HIDDEN)
+    dropout_after: str = option("c3 c7 C10", "layers whose output gets dropout, before a skip connection", HIDDEN)
     skip: str = option("add", "skip connections; concat needs smaller widths", ("none", "add", "concat"))
     widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())),
                                      "output channels of all convolutions except c11", parse=cli.integers)
@@ -122,7 +122,7 @@ def sample_augmentation(count, recipe, epoch, generator):
 
 
 def augment(images, dy, dx, flip, top, left, cutout):
-    """Flip, translate with reflection padding, and cut out, image by image: uint8 (N, 3, 32, 32) -> the same.
+    """Flip, translate with reflection padding, and cut out, each image by its own parameters: uint8 (N, 3, 32, 32).
 
     Pixel (y, x) of the output shows pixel (y + dy, x + dx) of the image, or of the flipped image.
     Cutout blanks a square with the mean color. In DeVries and Taylor 2017, "Improved Regularization of Convolutional

@@ -33,7 +33,7 @@ def by_hand(x, groups):
 
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm, computed on contiguous memory: its channels_last kernel is slower with several groups."""
+    """nn.GroupNorm, in contiguous (NCHW) memory format: its channels_last kernel is slower with several groups."""
 
     def forward(self, x):
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)

@@ -26,9 +26,9 @@ from support import cifar10, files, machine, plots, runs
 
 SIZES, BATCH = (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
-SETTING = ("left: trained networks of 3 seeds; 4,992 of 5,000 validation images, BN uses statistics of each batch;\n"
+SETTING = ("left: trained networks of 3 seeds; 4,992 validation images (a multiple of 128), BN with batch statistics;\n"
            f"right: new networks, {len(SEEDS)} seeds for each size, {IMAGES:,} training images, {EPOCHS} epochs, no "
-           f"dropout;\nbatches of {BATCH} are split into ghost batches; bands: one standard deviation")
+           f"dropout;\nbatches of {BATCH} are split into ghost batches; dashed: only 2, 128; bands: standard deviation")
 
 
 class GhostBatches(nn.Module):
@@ -116,8 +116,8 @@ def table(results):
                  if str(size) in values else "" for size in SIZES)] for variant, values in results[part].items()]
         parts.append(markdown([f"validation accuracy, %, {title}", *map(str, SIZES)], rows, "---:"))
     return "\n".join([*parts, "Tests: in evaluation, paired t-tests of the same networks; in training, a standard "
-                      "deviation pooled over the row of batch norm. Group and layer norm: the differences in training "
-                      "come from rounding errors, which training amplifies.\n"])
+                      "deviation pooled over the row of batch norm. Group and layer norm: sizes 2 and 128 alone; "
+                      "differences in training come from rounding errors, which training amplifies.\n"])
 
 
 def plot(results):

@@ -8,8 +8,8 @@ input channels (Huang et al. 2017, "Densely Connected Convolutional Networks").
 
 The input is added to the output of C2, c3, C4, C6, c7, C8, C9 and C10, which have as many input as output channels; or
 input and output of C2, C4, C5, C6, C8, C9 and C10 are concatenated. All three networks have about the same number of
-parameters, so with concatenation, half of the layers have fewer filters. Otherwise, the recipe is that of bn.py, gn.py
-and ln.py, which was tuned for networks with addition.
+parameters, so with concatenation, C5, C6, C8, C9 and C10 have half as many filters, and c3 twice as many. Otherwise,
+the recipe is that of bn.py, gn.py and ln.py, which was tuned for networks with addition.
 """
 
 from studies import stats, study

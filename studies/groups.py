@@ -6,10 +6,10 @@ groups best among fixed numbers of groups, and 16 channels best among fixed size
 group and groups of a single channel, were worse. Instance normalization (Ulyanov et al. 2016) removes each channel's
 mean over the image. Global average pooling uses channel means, so information may be lost.
 
-Batch normalization and a network without normalization are shown, too. Filters of the latter start with variance 1 /
-fan_in (LeCun et al. 1998, "Efficient BackProp"). With normalization, the optimizer rescales the weights of each
-convolution except c11 to their initial Frobenius norm after each step; without normalization, it does not. The network
-without normalization is trained with three settings of the learning rates: as usual (in bn.py), half and double.
+Batch normalization and a network without normalization are shown, too. The latter starts from LeCun initialization,
+variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp"). With normalization, the optimizer rescales the weights of
+each convolution except c11 to their initial Frobenius norm after each step; without normalization, it does not. The
+network without normalization is trained with three settings of learning rates: half, usual (bn.py) and double.
 """
 
 import statistics

@@ -7,7 +7,7 @@ table 1). Bjorck et al. 2018, "Understanding Batch Normalization", see higher le
 
 The rate here is that of the filters (all convolutions except c11) under plain SGD, without momentum, warm-up,
 learning-rate decay, weight decay, EMA and dropout. The learning rate of all other parameters is 0.03 throughout.
-Without normalization, filters start with variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp").
+Without normalization, filters have LeCun initialization, variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp").
 """
 
 import statistics

@@ -27,7 +27,7 @@ CUBE = (4, 6, 5)  # images, channels and positions of the plotted cube
 SETTING = (f"trained networks of seed 0, {IMAGES} validation images; left: elements that share a mean and a variance;\n"
            f"middle and right: histograms of the first {CHANNELS} channels of {LAYER} (group norm: one group),\n"
            "one line per channel, in training mode, before the learned weight and bias")
-CHANGES = {"filter": "one filter × 10: output of all channels", "filters": "all filters × 10: output of all channels",
+CHANGES = {"filter": "one filter × 10: output, mean over 16 filters", "filters": "all filters × 10: output",
            "image": "one image × 10: its own output", "others": "one image × 10: output of the other images"}
 
 
@@ -148,8 +148,8 @@ def findings(results):
 
 def table(results):
     shown = {variant: results[variant] for variant in (*runs.variants(), "in") if variant in results}
-    names = LABELS | {"in": "instance norm, in place of layer norm in its network"}
+    names = LABELS | {"in": "instance norm, swapped into the trained layer-norm network"}
     scaled = [[text, *(f"{100 * values['changes'][key]:.1f} %" for values in shown.values())]
               for key, text in CHANGES.items()]
     head = ["change of the normalized output of C1", *(names.get(name, name) for name in shown)]
-    return f"{markdown(head, scaled, '---:')}\nRMS of change / RMS of output, in training; one filter: mean of all 16.\n"
+    return f"{markdown(head, scaled, '---:')}\nRMS of the change / RMS of the output; training mode.\n"

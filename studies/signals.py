@@ -16,7 +16,7 @@ from studies.study import LABELS, NO_NORM, SEEDS, VARIANTS, plot_line
 from support import cifar10, plots, runs
 
 IMAGES, SAME = 128, "same"  # SAME: without normalization, from the filters of the networks with it
-NAMES = LABELS | {SAME: "no norm, PyTorch's default initialization", NO_NORM: "no norm, filters of variance 1 / fan_in"}
+NAMES = LABELS | {SAME: "no norm, PyTorch's default initialization", NO_NORM: "no norm, LeCun initialization"}
 SETTING = (f"untrained networks of {len(SEEDS)} seeds, {IMAGES} training images; all with skip connections; outputs: "
            "after the activation, before the input is added;\nmax pooling after c3 and c7 passes the gradient on "
            "to one position of four, which about halves its RMS; bands: one standard deviation;\n"
@@ -65,7 +65,7 @@ def findings(results):
          f"gradient w.r.t. the output of {first} is {arrives['bn']:.0f} % as large as with batch, {arrives['gn']:.0f} "
          f"% as large as with group and {arrives['ln']:.0f} % as large as with layer normalization.",
          kept[SAME] < 0.2 and max(arrives.values()) < 30),
-        (f"With filters of variance 1 / fan_in, nothing vanishes: the standard deviation at {last} is "
+        (f"With LeCun initialization, nothing vanishes: the standard deviation at {last} is "
          f"{kept[NO_NORM]:.1f} times that at {first}, and the RMS gradient w.r.t. the output of {first} about as "
          "large as with batch normalization.",
          kept[NO_NORM] > 1 and 0.8 < mean(NO_NORM, 1, first) / mean("bn", 1, first) < 1.25),

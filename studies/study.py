@@ -29,7 +29,7 @@ from support.plots import mean_and_sd
 VARIANTS, SEEDS = ("bn", "gn", "ln"), (0, 1, 2, 3, 4)
 SHORT = "--train-images 10000 --epochs 10 --no-test"  # of several studies, which share equal runs if flags are equal
 NO_NORM, UNSUPPORTED = "none", "A finding that stood here is not supported by these results"
-DEPENDS = ", so the effect depends on the normalization: compare within rows, not the averages"
+DEPENDS = ", so the effect depends on the normalization: compare within the row of a normalization, not the averages"
 LABELS = {"bn": "batch norm", "gn": "group norm", "ln": "layer norm", NO_NORM: "no norm"}
 GRACE_SECONDS = 3  # for runs to end by themselves after Ctrl-C, which reaches all processes of a terminal
 

@@ -83,9 +83,9 @@ def report(groups):
     found = {group[0]["variant"]: group for group in groups}
     parts = ["# Results\n\nWritten by `make` from the saved runs. In the section of a normalization, plots and numbers "
              "are of one run, with mean ± standard deviation of n seeds in parentheses; in lines with *study*, all "
-             "numbers are such means. Numbers are of the EMA of the weights, without augmentation. In the network of "
-             "the course assignment ([README](../README.md)), C is a 3x3 convolution, c a 1x1 convolution, P a 2x2 max "
-             "pool, GAP global average pooling.\n"]
+             "numbers are such means. Accuracy and loss in these lists are of the EMA, without augmentation. In the "
+             "network of the course assignment ([README](../README.md)), C is a 3x3 convolution, c a 1x1 convolution, "
+             "P a 2x2 max pool, GAP global average pooling.\n"]
     for variant in runs.variants():
         parts.append(f"## {NAMES.get(variant, variant.upper())}\n")
         parts.append(section(found[variant]) if variant in found else
