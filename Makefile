@@ -33,7 +33,7 @@ TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal test_common.
   clean venv
 .DEFAULT_GOAL := help
 
-help: ## print this list (times are for two CPU cores, without saved runs)
+help: ## print this list (times are for two CPU cores, if no saved run is reused)
 	@sed -n -e 's/^\$$(VARIANTS)/$(VARIANTS)/' -e 's/^\([A-Za-z0-9_ -]*\):[^#]*## /\1: /p' Makefile | \
 	  awk -F': ' '{ n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-19s %s\n", names[i], $$2 }'
 

@@ -1,7 +1,7 @@
 """Batch normalization: a mean and a variance per channel, over the batch and all positions.
 
-For activations x of shape (N, C, H, W), mean and variance are computed over the axes (N, H, W): C of each, one per
-channel, from N*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters.
+For activations x of shape (N, C, H, W), mean and variance are computed over the axes (N, H, W): C means and C
+variances, each from N*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters.
 
 In training, it removes the scale and the offset of each channel, so a filter scaled by ten gives the same output.
 Differences between images and between positions within a channel remain, divided by the standard deviation.

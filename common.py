@@ -44,8 +44,8 @@ class Recipe(cli.Options):
     script: str  # the script's file, __file__; its name is the variant's
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
-    dropout: float = option(0.0, "probability that a channel of an image is set to zero in training", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers whose output gets dropout, before a skip connection", HIDDEN)
+    dropout: float = option(0.0, "probability that a channel of an image's activations is zeroed", "[0, 1)")
+    dropout_after: str = option("c3 c7 C10", "layers with dropout of their output before any addition", HIDDEN)
     skip: str = option("add", "skip connections; concat needs smaller widths", ("none", "add", "concat"))
     widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())),
                                      "output channels of all convolutions except c11", parse=cli.integers)
@@ -414,7 +414,7 @@ def train(training, val_set, save=lambda state: None):
 
 
 def train_epoch(training, epoch):
-    """Train for one pass in random order; images that do not fill a last batch are left out.
+    """Train for one pass in random order; an incomplete last batch is dropped.
 
     Returns the last learning rate of hidden convolutions, and mean loss and accuracy over the steps. Raises Diverged.
     """

@@ -1,8 +1,8 @@
 """Group normalization: a mean and a variance per image and group of channels.
 
 The C channels of activations x (N, C, H, W) are split into G groups of adjacent channels, so x is viewed as
-(N, G, C/G, H, W). Mean and variance are computed over the axes (C/G, H, W): N*G of each. Then every channel gets a
-learned weight and bias: 2*C parameters, as in batch normalization.
+(N, G, C/G, H, W). Mean and variance are computed over the axes (C/G, H, W): N*G means and N*G variances. Then every
+channel gets a learned weight and bias: 2*C parameters, as in batch normalization.
 
 It removes the scale and the offset of each group in each image: multiplying all activations of a group in one image by
 the same positive factor does not change the output. Differences between the channels and positions within a group
@@ -11,8 +11,8 @@ remain, divided by the standard deviation.
 G = 1 is layer normalization (ln.py), G = C (`--groups channels`) is instance normalization. Training and evaluation do
 the same: no image affects another, no running averages are needed, and a batch may be a single image. The noise of
 batch normalization, which can regularize, is missing, too. The assignment's course notes combine group normalization
-with dropout. Here, it is channel dropout: in training, each channel of an image is set to zero with some probability,
-and the others are scaled up, so that the expected value stays the same. What stronger dropout does: results/studies.md.
+with dropout. Here, it is channel dropout: in training, each channel of an image's activations is set to zero with some
+probability, and the others are scaled up, so the expected value stays the same. More dropout: results/studies.md.
 
 Wu and He 2018, "Group Normalization". Tompson et al. 2015, "Efficient Object Localization Using Convolutional
 Networks": dropout of whole channels; Srivastava et al. 2014, "Dropout": of single activations.

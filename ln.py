@@ -1,7 +1,7 @@
 """Layer normalization: a mean and a variance per image, over all channels and positions.
 
-For activations x of shape (N, C, H, W), mean and variance are computed over the axes (C, H, W): N of each, one per
-image, from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. In PyTorch, it is
+For activations x of shape (N, C, H, W), mean and variance are computed over the axes (C, H, W): N means and N
+variances, each from C*H*W numbers. Then every channel gets a learned weight and bias: 2*C parameters. In PyTorch, it is
 nn.GroupNorm(1, C).
 
 It removes the scale and the offset of each image. Differences between channels and positions within an image remain,

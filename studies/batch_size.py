@@ -28,7 +28,7 @@ SIZES, BATCH = (2, 4, 8, 16, 32, 64, 128), 128
 IMAGES, EPOCHS = 10_000, 4
 SETTING = ("left: trained networks of 3 seeds; 4,992 validation images (a multiple of 128), BN with batch statistics;\n"
            f"right: new networks, {len(SEEDS)} seeds for each size, {IMAGES:,} training images, {EPOCHS} epochs, no "
-           f"dropout;\nbatches of {BATCH} are split into ghost batches; dashed: only 2, 128; bands: standard deviation")
+           f"dropout;\nbatches of {BATCH} are split into ghost batches; dashed: 2 and 128 alone; bands: one SD")
 
 
 class GhostBatches(nn.Module):

@@ -114,7 +114,7 @@ def findings(results):
          f"test images, two seeds of one normalization for {span(same)} %.", min(other) > min(same)),
         (f"An ensemble of all networks of one normalization is {span(gain)} percentage points more accurate than its "
          "members on average.", min(gain) > 0.01),
-        (f"Single networks are well calibrated: expected calibration error {span(errors)} %.", max(errors) < 0.02),
+        (f"Single networks are well calibrated: expected calibration error {span(errors)} % each.", max(errors) < 0.02),
     ]
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 LEVEL = 0.05
 DEFINITION = (f'"Significant" means p < {LEVEL:g}, in a t-test with a standard deviation pooled over the table of the '
               "study (which assumes equal variances), unless the study names another test. P-values are corrected by "
-              "Holm's method in two families per table: differences for one normalization, and averaged differences. "
+              "Holm's method for all differences in a table; those averaged over normalizations are a separate family. "
               "Square brackets: 95 % confidence intervals, not corrected. ±: standard deviation over seeds.")
 
 

@@ -105,7 +105,7 @@ def parse_args(script, argv=None):
         description=f"Train the network with the recipe of {script.variant}.py; flags override it for this run.")
     parser.add_argument("--seed", type=int, default=0, help="random seed, 0 or more (default: 0)")
     parser.add_argument("--device", type=machine.find_device, default="auto",
-                        help="cpu, cuda, mps, or auto: the fastest available (default: auto)")
+                        help="cpu, cuda, mps, or auto: cuda, else mps, else cpu (default: auto)")
     parser.add_argument("--train-images", type=int, metavar="N", help="train on the first N training images only")
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="ignore the checkpoint of a run that "
                         "was interrupted, and train from the beginning")

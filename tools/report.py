@@ -69,7 +69,7 @@ def references_table(groups):
     ours = {group[0]["variant"]: f"**{percent([run['test_accuracy'] for run in group])}**" for group in groups}
     rows = [[who, *(values.get(name, "–") for name in names), chosen] for who, values, chosen in
             [("this project", ours, "validation set"), *REFERENCES]]
-    return markdown(["test accuracy, %", *map(str.upper, names), "epoch chosen on"], rows) + (
+    return markdown(["test accuracy, % (unless noted)", *map(str.upper, names), "epoch chosen on"], rows) + (
         "\nAll have fewer than 50,000 parameters and at most 20 epochs. ±: over seeds. Unlike the others, "
         "this project's scripts have Muon, an EMA of the weights, Hardswish and different augmentation. Only this "
         "project's and woncoh1's networks have skip connections; woncoh1's layers differ.\n")
