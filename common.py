@@ -44,8 +44,8 @@ class Recipe(cli.Options):
     script: str  # the script's file, __file__; its name is the variant's
     norm: Callable[..., nn.Module] | None  # norm(channels[, groups]) returns the layer; None: no normalization
     groups: int | str | None = option(None, "number of groups; 'channels': one per channel", parse=cli.int_or_text)
-    dropout: float = option(0.0, "probability that a channel of an image's activations is zeroed", "[0, 1)")
-    dropout_after: str = option("c3 c7 C10", "layers with dropout of their output before any addition", HIDDEN)
+    dropout: float = option(0.0, "probability that a channel of activations is zeroed in training", "[0, 1)")
+    dropout_after: str = option("c3 c7 C10", "layers followed by dropout, before a skip connection is added", HIDDEN)
     skip: str = option("add", "skip connections; concat needs smaller widths", ("none", "add", "concat"))
     widths: tuple[int, ...] = option(tuple(filter(None, LAYERS.values())),
                                      "output channels of all convolutions except c11", parse=cli.integers)

@@ -38,7 +38,8 @@ def findings(results):
     cells, tests = effects(results)
     alike = stats.interaction({key: values for key, values in cells.items() if "SGD" not in key[1]}) > stats.LEVEL
     best = max(list(CHANGES)[:2], key=lambda change: tests[change].estimate)
-    bn, gn, ln = sgd = [stats.against(cells, RECIPE)[variant, best] for variant in VARIANTS]
+    single = stats.against(cells, RECIPE)
+    bn, gn, ln = sgd = [single[variant, best] for variant in VARIANTS]
     linear, ema, relu, silu = [tests[change] for change in list(CHANGES)[2:]]
     return [
         (f"With SGD instead of Muon, at the better of two learning rates, validation accuracy is {bn.size(1)} "

@@ -60,7 +60,7 @@ def trained_in_ghost_batches(variant, size, seed, device):
 
 @torch.no_grad()
 def by_batch_statistics(model, images, targets, size):
-    """Return the accuracy of a network in batches of `size` images that give BN its statistics; 128 divides them."""
+    """Return the accuracy of a network in batches of `size` images, a divisor of 128, that give BN its statistics."""
     model = copy.deepcopy(model).eval()
     for layer in model.modules():
         layer.training = isinstance(layer, nn.BatchNorm2d)

@@ -44,8 +44,8 @@ def findings(results):
          f"{none['ln'].size()} percentage points of validation accuracy; for batch normalization, no significant "
          "difference was found.", apart and not none["bn"].significant and
          all(none[v].significant and none[v].estimate < 0 for v in ("gn", "ln"))),
-        (f"With concatenation instead of addition, batch normalization gains {concat['bn'].size()} points for "
-         f"{macs:.0%} more MACs; for group and layer normalization, no significant difference was found.",
+        (f"With concatenation instead of addition, batch normalization gains {concat['bn'].size()} percentage "
+         f"points for {macs:.0%} more MACs; for group and layer normalization, no significant difference was found.",
          apart and concat["bn"].estimate > 0 and [concat[v].significant for v in VARIANTS] == [True, False, False]),
     ]
 

@@ -59,8 +59,7 @@ def findings(results):
          not any(lost[line, rate] for line in VARIANTS for rate in RATES) and
          all(lost[NO_NORM, rate] for rate in RATES if rate >= limit)),
         (f"Batch normalization helps at low rates, too: at {low:g}, the best rate of networks without normalization, "
-         "it is "
-         f"{tests[NO_NORM].size(1)} percentage points more accurate than they are.",
+         f"it is {tests[NO_NORM].size(1)} percentage points more accurate than they are.",
          tests[NO_NORM].significant and tests[NO_NORM].estimate > 0),
     ]
 

@@ -1,6 +1,6 @@
 """Statistics of the studies: t-tests with one pooled standard deviation per table, Holm's correction, intervals.
 
-Student's t-test with the standard deviation pooled over all cells of a table has more degrees of df than one with
+Student's t-test with the standard deviation pooled over all cells of a table has more degrees of freedom than one with
 two cells alone. It assumes equal variances, and treats runs as independent, also if they share a seed. Holm 1979, "A
 Simple Sequentially Rejective Multiple Test Procedure", keeps the probability of any false positive in a family of
 comparisons at LEVEL or below. Where variances differ widely between rows, tukey() pools within one row alone.
@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
 
 
 def pooled(cells):
-    """Return the standard deviation pooled over lists of values, and its degrees of df."""
+    """Return the standard deviation pooled over lists of values, and its degrees of freedom."""
     df = sum(len(values) - 1 for values in cells)
     squares = sum((len(values) - 1) * statistics.variance(values) for values in cells if len(values) > 1)
     return math.sqrt(squares / df), df
